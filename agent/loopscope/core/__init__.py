@@ -1,0 +1,1 @@
+"""The ground everything stands on: standard library only, no threads, no asyncio."""

@@ -1,0 +1,53 @@
+"""The series budget: label sets cost memory in every process that reads them, so they are bounded.
+
+Within the budget every label set gets its own series. Beyond it, everything new is folded into one
+overflow series, and how often that happened is counted: totals stay right, detail is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+OVERFLOW = "_OVERFLOW"
+"""The label value of everything that was folded."""
+
+
+class Budget(Generic[K, V]):
+    """A dictionary that makes its own values and stops growing at ``limit`` of them.
+
+    ``make(key)`` builds a value, or returns None where there is no room; ``overflow()`` builds,
+    once, the value everything beyond the limit shares. On the hot path look up with
+    ``known.get(key)`` and fall back to ``admit(key)``.
+    """
+
+    def __init__(
+        self, limit: int, make: Callable[[K], V | None], overflow: Callable[[], V | None]
+    ) -> None:
+        self.known: dict[K, V] = {}
+        self.folded = 0
+        """How many look-ups did not get a value of their own."""
+        self._limit = limit
+        self._make = make
+        self._overflow = overflow
+        self._overflow_value: V | None = None
+
+    def admit(self, key: K) -> V | None:
+        """The value of ``key``: known, new, or, once the budget is spent, the overflow value.
+
+        None where there is no room even for that.
+        """
+        value = self.known.get(key)
+        if value is None and len(self.known) < self._limit:
+            value = self._make(key)
+            if value is not None:
+                self.known[key] = value
+        if value is not None:
+            return value
+        self.folded += 1
+        if self._overflow_value is None:
+            self._overflow_value = self._overflow()
+        return self._overflow_value

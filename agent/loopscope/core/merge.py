@@ -1,0 +1,65 @@
+"""Pages in, families out: the same series from several writers becomes one.
+
+Counters, histograms and ordinary gauges are added up. Gauges that mean something per worker only
+(``Metric.per_worker``) keep apart by a ``worker`` label, as soon as there may be several workers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from loopscope.core.metric import Metric
+from loopscope.core.page import Labels, PageReader
+
+Raw = tuple[bytes, ...]
+"""A series' slots as they stand in each page that has it: equal bytes, equal values."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPage:
+    """A page that has just been read. ``worker`` is empty where there can be only one."""
+
+    reader: PageReader
+    buffer: bytes | memoryview
+    worker: str = ""
+
+
+@dataclass(slots=True)
+class Family:
+    """All series of one metric. ``label_names`` may end in ``worker``."""
+
+    metric: Metric
+    label_names: tuple[str, ...]
+    rows: dict[Labels, Raw] = field(default_factory=dict)
+
+    def values(self, raw: Raw) -> list[float]:
+        """The slots of one row, added up over its writers."""
+        unpack = struct.Struct(f"={self.metric.slot_count}d").unpack
+        if len(raw) == 1:
+            return list(unpack(raw[0]))
+        return [sum(column) for column in zip(*map(unpack, raw), strict=True)]
+
+
+def merge(pages: Iterable[ReadPage]) -> list[Family]:
+    """All families of ``pages``, in order of first appearance."""
+    families: dict[str, Family] = {}
+    for page in pages:
+        buffer = page.buffer
+        for series in page.reader.series:
+            metric = series.metric
+            labels = series.labels
+            apart = metric.per_worker and page.worker
+            family = families.get(metric.name)
+            if family is None:
+                names = (*metric.labels, "worker") if apart else metric.labels
+                family = families[metric.name] = Family(metric, names)
+            elif family.metric is not metric and family.metric != metric:
+                continue  # another version's idea of the same name: cannot be added up
+            if apart:
+                labels = (*labels, page.worker)
+            raw = bytes(buffer[series.offset : series.end])
+            known = family.rows.get(labels)
+            family.rows[labels] = (raw,) if known is None else (*known, raw)
+    return list(families.values())

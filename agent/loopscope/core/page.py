@@ -1,0 +1,339 @@
+"""The page: every number a worker records, as float64 slots in a memory map.
+
+A page is a header followed by an append-only log of records. A record is a key and the slots that
+belong to it, side by side::
+
+    | key length, u32 | slot count, u32 | key, JSON, padded to 8 | slots, float64 ... |
+
+Two kinds of keys: an object declares a metric (no slots; its number is the order of declaration), a
+list ``[metric number, label value, ...]`` is a series. So a page explains itself: a reader needs
+neither the writer's code nor its catalogue.
+
+Rules that make it safe without locks on the hot path and across processes:
+
+* one writer per slot; a slot is eight aligned bytes, which a reader sees whole;
+* a record is written first and made visible afterwards, by moving ``used`` past it;
+* the map has its full size from the start, so handles into it never go stale. A file is sparse, and
+  blocks are reserved ahead of use (``posix_fallocate``): touching a hole on a full disk would kill
+  the process with SIGBUS, a failed reservation is only a ``PageFullError``;
+* a file outlives its process: the kernel keeps what was written to a shared map even through
+  SIGKILL.
+
+prometheus_client's multiprocess files are the ancestor. Different here: one file for all metrics,
+slots a writer can keep handles to, declarations inside, and readers that refuse what they do not
+know.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import stat
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loopscope.core.clock import Clock
+from loopscope.core.metric import Metric
+
+MAGIC = b"LOOPSCP\0"
+FORMAT = 1
+SUFFIX = ".page"
+
+_HEADER = struct.Struct("=8sIIQdddd QQQ")
+"""magic, format, header bytes, pid, process start, created (wall), created (monotonic), heartbeat
+(monotonic), used bytes, reserved bytes, state."""
+HEADER_BYTES = 256
+_HEARTBEAT = 48 // 8
+_USED = 56 // 8
+_RESERVED = 64 // 8
+_STATE = 72 // 8
+_OPEN, _CLOSED = 0, 1
+
+_RECORD = struct.Struct("=II")
+DEFAULT_CAPACITY = 32 * 1024 * 1024
+_GROWTH = 256 * 1024
+_LARGEST = 1 << 30
+"""No honest page is larger than this many bytes; a reader refuses to try."""
+
+Labels = tuple[str, ...]
+
+
+class PageFullError(Exception):
+    """No room for another series: the page's capacity or the disk below it is used up."""
+
+
+class PageError(Exception):
+    """A page that cannot be read; ``reason`` is one of ``REASONS``."""
+
+    REASONS = ("unreadable", "truncated", "foreign", "version", "corrupt")
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a page says of itself. Times: ``*_wall`` Unix seconds, the others ``perf_counter``."""
+
+    pid: int
+    process_started_wall: float
+    created_wall: float
+    created: float
+    heartbeat: float
+    used: int
+    closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One series found in a page: its metric, label values, and where its slots begin (bytes)."""
+
+    metric: Metric
+    labels: Labels
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + 8 * self.metric.slot_count
+
+
+class Page:
+    """The writing side. ``slots`` is the whole map as float64; ``allocate`` hands out indices."""
+
+    def __init__(
+        self, memory: mmap.mmap, clock: Clock, started_wall: float, fd: int | None
+    ) -> None:
+        self._memory = memory
+        self._fd = fd
+        self._lock = threading.Lock()  # allocation only: the hot path never comes here
+        self._metrics: dict[str, int] = {}
+        self.path: Path | None = None
+        self.view = memoryview(memory)
+        self.slots: memoryview[float] = self.view.cast("d")
+        self._words: memoryview[int] = self.view.cast("Q")
+        now = clock.now()
+        _HEADER.pack_into(
+            memory, 0, MAGIC, FORMAT, HEADER_BYTES, os.getpid(), started_wall,
+            clock.wall(now), now, now, HEADER_BYTES, len(memory), _OPEN,
+        )  # fmt: skip
+
+    @classmethod
+    def anonymous(
+        cls, clock: Clock, *, started_wall: float = 0.0, capacity: int = DEFAULT_CAPACITY
+    ) -> Page:
+        """A page in this process' own memory: nothing on disk, gone with the process."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # private: a fork must not write into ours
+        return cls(mmap.mmap(-1, capacity, flags=flags), clock, started_wall, None)
+
+    @classmethod
+    def in_directory(
+        cls,
+        directory: Path,
+        clock: Clock,
+        *,
+        started_wall: float = 0.0,
+        capacity: int = DEFAULT_CAPACITY,
+    ) -> Page:
+        """A page in a file of ``directory`` that other processes can read, even after a crash.
+
+        The directory is made if missing, for this user only. Raises ``OSError`` where it cannot be
+        written or the disk is full.
+        """
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = directory / f"{os.getpid()}-{time.time_ns()}{SUFFIX}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, capacity)
+            _reserve(fd, 0, min(_GROWTH, capacity))
+            page = cls(mmap.mmap(fd, capacity), clock, started_wall, fd)
+        except BaseException:
+            os.close(fd)
+            path.unlink()
+            raise
+        page._words[_RESERVED] = min(_GROWTH, capacity)
+        page.path = path
+        return page
+
+    @property
+    def used(self) -> int:
+        """Bytes in use, header included."""
+        return self._words[_USED]
+
+    def beat(self, moment: float) -> None:
+        """Say that the worker was alive at ``moment`` (monotonic seconds)."""
+        self.slots[_HEARTBEAT] = moment
+
+    def allocate(self, metric: Metric, labels: Sequence[str] = ()) -> int:
+        """Add a series of zeros and return the index of its first slot in ``slots``.
+
+        The same series may be added several times, once for each writer; readers add them up.
+        Raises ``PageFullError``, and ``ValueError`` where labels do not fit the metric.
+        """
+        if len(labels) != len(metric.labels):
+            raise ValueError(f"{metric.name} has labels {metric.labels}, not {len(labels)} values")
+        with self._lock:
+            number = self._metrics.get(metric.name)
+            if number is None:
+                self._append(asdict(metric), 0)
+                number = self._metrics[metric.name] = len(self._metrics)
+            return self._append([number, *labels], metric.slot_count)
+
+    def _append(self, key: object, slot_count: int) -> int:
+        raw = json.dumps(key, separators=(",", ":")).encode()
+        padded = raw.ljust(-(-len(raw) // 8) * 8)
+        start = self.used
+        first_slot = start + _RECORD.size + len(padded)
+        end = first_slot + 8 * slot_count
+        self._grow_to(end)
+        _RECORD.pack_into(self._memory, start, len(padded), slot_count)
+        self._memory[start + _RECORD.size : first_slot] = padded
+        self._words[_USED] = end
+        return first_slot // 8
+
+    def _grow_to(self, end: int) -> None:
+        """Make sure that bytes up to ``end`` can be touched."""
+        reserved = self._words[_RESERVED]
+        if end <= reserved:
+            return
+        wanted = min(-(-end // _GROWTH) * _GROWTH, len(self._memory))
+        if end > wanted or self._fd is None:
+            raise PageFullError(f"a page of {len(self._memory)} bytes has no room for {end} bytes")
+        try:
+            _reserve(self._fd, reserved, wanted - reserved)
+        except OSError as error:
+            raise PageFullError(f"no space left for page {self.path}: {error}") from error
+        self._words[_RESERVED] = wanted
+
+    def close(self, *, remove: bool = False) -> None:
+        """Mark the page as finished in good order; ``remove`` deletes its file as well.
+
+        The map stays in place: a straggler that still holds a handle writes into memory nobody
+        reads, instead of failing in the middle of somebody's request.
+        """
+        self._words[_STATE] = _CLOSED
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        if remove and self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _reserve(fd: int, offset: int, length: int) -> None:
+    """Get real disk blocks, so that touching them cannot fail later."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, offset, length)
+    else:  # macOS: writing zeros is the portable way to have blocks
+        os.pwrite(fd, bytes(length), offset)
+
+
+class PageReader:
+    """The reading side of one page: remembers what it has parsed, so that a re-read is cheap.
+
+    Give ``update`` the page's bytes (or the live map) each time; ``series`` then lists all series
+    in order of appearance.
+    """
+
+    def __init__(self) -> None:
+        self.series: list[Series] = []
+        self._metrics: list[Metric] = []
+        self._parsed = HEADER_BYTES
+
+    def update(self, buffer: bytes | memoryview) -> Header:
+        """Parse what has come since last time. Raises ``PageError`` on anything that is no page."""
+        header = read_header(buffer)
+        if header.used < self._parsed:
+            raise PageError("corrupt", "a page never shrinks")
+        for key, offset, slot_count in _records(buffer, self._parsed, header.used):
+            self._take(key, offset, slot_count)
+        self._parsed = header.used
+        return header
+
+    def _take(self, key: Any, offset: int, slot_count: int) -> None:
+        try:
+            if isinstance(key, dict):
+                self._metrics.append(_metric_from(key))
+                return
+            number, *labels = key
+            metric = self._metrics[number]
+        except (TypeError, ValueError, LookupError) as error:
+            raise PageError("corrupt", f"key {key!r}: {error}") from error
+        if metric.slot_count != slot_count or len(labels) != len(metric.labels):
+            raise PageError("corrupt", f"series {key!r} does not fit {metric.name}")
+        self.series.append(Series(metric, tuple(map(str, labels)), offset))
+
+
+def read_header(buffer: bytes | memoryview, size: int | None = None) -> Header:
+    """The header of a page of ``size`` bytes (``buffer``'s length unless given), checked."""
+    size = len(buffer) if size is None else size
+    if len(buffer) < HEADER_BYTES:
+        raise PageError("truncated", f"{len(buffer)} bytes are too few for a header")
+    (magic, version, header_bytes, pid, started, wall, created, heartbeat, used, _, state) = (
+        _HEADER.unpack_from(buffer)
+    )
+    if magic != MAGIC:
+        raise PageError("foreign", "not a loopscope page")
+    if version != FORMAT or header_bytes != HEADER_BYTES:
+        raise PageError("version", f"format {version}, this reader knows {FORMAT}")
+    if used < HEADER_BYTES or used % 8 or used > _LARGEST:
+        raise PageError("corrupt", f"used is {used}")
+    if used > size:
+        raise PageError("truncated", f"{used} bytes in use, {size} present")
+    return Header(pid, started, wall, created, heartbeat, used, state == _CLOSED)
+
+
+def read_file(path: Path) -> bytes:
+    """The used part of a page file, copied: a map of it could die if the file were cut short.
+
+    Raises ``PageError``; never follows a symbolic link and never reads what is no regular file.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise PageError("unreadable", str(error)) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise PageError("foreign", f"{path} is no regular file")
+        header = read_header(os.pread(fd, HEADER_BYTES, 0), status.st_size)
+        return os.pread(fd, header.used, 0)
+    except OSError as error:
+        raise PageError("unreadable", str(error)) from error
+    finally:
+        os.close(fd)
+
+
+def _records(buffer: bytes | memoryview, start: int, end: int) -> Iterator[tuple[Any, int, int]]:
+    """Walk the log between two byte offsets: each record's key, slot offset and slot count."""
+    position = start
+    while position < end:
+        key_length, slot_count = _RECORD.unpack_from(buffer, position)
+        key_start = position + _RECORD.size
+        slots_start = key_start + key_length
+        position = slots_start + 8 * slot_count
+        if key_length % 8 or position > end:
+            raise PageError("corrupt", f"a record of {key_length} + 8 x {slot_count} bytes")
+        try:
+            key = json.loads(bytes(buffer[key_start:slots_start]))
+        except ValueError as error:
+            raise PageError("corrupt", f"key at {key_start}: {error}") from error
+        yield key, slots_start, slot_count
+
+
+def _metric_from(key: dict[str, Any]) -> Metric:
+    """The declaration in a page as a ``Metric``; fields this version does not know are ignored."""
+    return Metric(
+        name=key["name"],
+        kind=key["kind"],
+        help=key["help"],
+        labels=tuple(key["labels"]),
+        unit=key["unit"],
+        bounds=tuple(key["bounds"]),
+        per_worker=bool(key["per_worker"]),
+    )
