@@ -1,0 +1,1 @@
+"""What observes: one file per observed thing. Sources are blind to exporters."""

@@ -1,0 +1,132 @@
+"""One conversation between a server and an app, driven step by step.
+
+An ASGI app is a coroutine. Whoever awaits it hands every step straight through; an ``Exchange``
+stands in between and does what ``await`` does (PEP 380: forward ``send``, ``throw`` and ``close``),
+reading the clock around each step. So the time an exchange holds the event loop is known exactly,
+and the longest single hold with it, at the price of two clock readings a step. The first step needs
+no generator: many requests have only that one.
+
+Two things keep this invisible to the app. Nothing is raised into it from inside an ``except`` block
+of ours, or ``sys.exc_info()`` and ``__context__`` would show our handler. And no local keeps an
+exception alive after it has left, or its traceback would form a cycle with our frame.
+
+Subclasses count what is particular to HTTP or WebSockets and implement ``finish``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from types import CoroutineType
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[Any]]
+
+SCOPE_KEY = "loopscope"
+"""Marks a scope as measured, so that a middleware installed twice measures once."""
+
+
+class Exchange:
+    """One call of an ASGI app. All times in seconds, all moments on the recorder's clock.
+
+    The attributes below are defaults on the class, so that creating an exchange, which every
+    request pays for, only stores what differs.
+    """
+
+    coroutine: Coroutine[Any, Any, Any] | None = None
+    loop_run = 0.0
+    """Seconds of finished steps."""
+    longest_step = 0.0
+    started: float
+    step_started: float
+    """When the running step began; 0.0 between steps."""
+    pending: object = None
+    """An awaitable whose end ``settle`` wants to know about."""
+    now: Callable[[], float]
+    scope: Scope
+    receive: Receive
+    """The ``receive`` and ``send`` the app is given."""
+    send: Send
+
+    async def run(self, app: App) -> Any:
+        """Call ``app`` and see it through to its end."""
+        try:
+            coroutine = app(self.scope, self.receive, self.send)
+            if type(coroutine) is not CoroutineType:
+                coroutine = _awaiting(coroutine)
+            self.coroutine = coroutine
+            try:
+                waiting_for = coroutine.send(None)
+            except StopIteration as done:
+                result = done.value
+            else:
+                result = await _Steps(self, coroutine, waiting_for)
+        except BaseException as error:
+            self.finish(error)
+            raise
+        self.finish(None)
+        return result
+
+    def finish(self, error: BaseException | None) -> None:
+        """The app's coroutine has ended, by ``error`` if not None. Must not raise."""
+        raise NotImplementedError
+
+    def settle(self, moment: float, step_started: float) -> None:
+        """A step that began at ``step_started`` has ended at ``moment``: look after ``pending``."""
+
+
+class _Steps:
+    """What is left of an exchange after its first step, which is waiting for ``waiting_for``."""
+
+    __slots__ = ("_coroutine", "_exchange", "_waiting_for")
+
+    def __init__(
+        self, exchange: Exchange, coroutine: Coroutine[Any, Any, Any], waiting_for: Any
+    ) -> None:
+        self._exchange = exchange
+        self._coroutine = coroutine
+        self._waiting_for = waiting_for
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        exchange = self._exchange
+        coroutine = self._coroutine
+        waiting_for = self._waiting_for
+        self._waiting_for = None
+        now = exchange.now
+        argument: Any = None
+        try:
+            while True:
+                moment = now()
+                step_started = exchange.step_started
+                held = moment - step_started
+                exchange.loop_run += held
+                if held > exchange.longest_step:
+                    exchange.longest_step = held
+                if exchange.pending is not None:
+                    exchange.settle(moment, step_started)
+                exchange.step_started = 0.0
+                step: Callable[[Any], Any] = coroutine.send
+                try:
+                    argument = yield waiting_for
+                except GeneratorExit:
+                    exchange.step_started = now()
+                    coroutine.close()
+                    raise
+                except BaseException as error:
+                    argument = error
+                    step = coroutine.throw
+                exchange.step_started = now()
+                try:
+                    waiting_for = step(argument)
+                except StopIteration as done:
+                    return done.value
+                argument = None
+        finally:
+            argument = None
+
+
+async def _awaiting(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

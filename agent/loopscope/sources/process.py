@@ -1,0 +1,94 @@
+"""The process, as the operating system sees it: CPU, memory, descriptors, threads, switches.
+
+Names are those Prometheus users know (``process_*``) and, beyond them, OpenTelemetry's. Figures a
+platform does not have get no series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+
+from loopscope.core.histogram import Number
+from loopscope.core.metric import Metric
+from loopscope.core.page import Page
+
+CPU = Metric(
+    "process_cpu_seconds_total",
+    "counter",
+    "User and system CPU time spent.",
+    unit="seconds",
+)
+RESIDENT = Metric(
+    "process_resident_memory_bytes",
+    "gauge",
+    "Resident memory size.",
+    unit="bytes",
+    per_worker=True,
+)
+VIRTUAL = Metric(
+    "process_virtual_memory_bytes",
+    "gauge",
+    "Virtual memory size.",
+    unit="bytes",
+    per_worker=True,
+)
+OPEN_FDS = Metric("process_open_fds", "gauge", "Open file descriptors.", per_worker=True)
+MAX_FDS = Metric(
+    "process_max_fds",
+    "gauge",
+    "How many file descriptors may be open: the soft limit.",
+    per_worker=True,
+)
+START_TIME = Metric(
+    "process_start_time_seconds",
+    "gauge",
+    "Start of the process, in seconds since 1970.",
+    unit="seconds",
+    per_worker=True,
+)
+THREADS = Metric("process_thread_count", "gauge", "Threads of the process.", per_worker=True)
+SWITCHES = Metric(
+    "process_context_switches_total",
+    "counter",
+    "Times the process gave up a CPU (voluntary) or was taken off it (involuntary).",
+    ("process_context_switch_type",),
+)
+
+METRICS = (CPU, RESIDENT, VIRTUAL, OPEN_FDS, MAX_FDS, START_TIME, THREADS, SWITCHES)
+
+Reading = Callable[[], float]
+
+
+class ProcessSource:
+    """Reads this process through psutil at every refresh."""
+
+    def __init__(self, page: Page) -> None:
+        self._process = psutil.Process()
+        self._numbers: list[tuple[Number, Reading]] = []
+        for metric, labels, read in self._readings():
+            try:
+                read()
+            except (psutil.Error, AttributeError, OSError):
+                continue  # not to be had on this platform
+            self._numbers.append((Number(page.slots, page.allocate(metric, labels)), read))
+
+    def refresh(self) -> None:
+        with self._process.oneshot():
+            for number, read in self._numbers:
+                number.set(read())
+
+    def _readings(self) -> list[tuple[Metric, tuple[str, ...], Reading]]:
+        process = self._process
+        return [
+            (CPU, (), lambda: process.cpu_times().user + process.cpu_times().system),
+            (RESIDENT, (), lambda: process.memory_info().rss),
+            (VIRTUAL, (), lambda: process.memory_info().vms),
+            (OPEN_FDS, (), process.num_fds),
+            (MAX_FDS, (), lambda: process.rlimit(psutil.RLIMIT_NOFILE)[0]),
+            (START_TIME, (), process.create_time),
+            (THREADS, (), process.num_threads),
+            (SWITCHES, ("voluntary",), lambda: process.num_ctx_switches().voluntary),
+            (SWITCHES, ("involuntary",), lambda: process.num_ctx_switches().involuntary),
+        ]

@@ -1,0 +1,211 @@
+"""WebSockets: how many are open, for how long, what goes over them and how they end.
+
+They are kept apart from HTTP requests: a session of an hour is no slow request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from loopscope.core.budget import OVERFLOW, Budget
+from loopscope.core.faults import Faults
+from loopscope.core.histogram import Histogram, Number
+from loopscope.core.metric import LONG_BOUNDS, Metric
+from loopscope.core.page import Page, PageFullError
+from loopscope.sources.exchange import SCOPE_KEY, Exchange, Message, Receive, Scope, Send
+
+DURATION = Metric(
+    "loopscope_websocket_duration_seconds",
+    "histogram",
+    "How long WebSocket sessions lasted, from the server calling the application to its end.",
+    ("http_route",),
+    unit="seconds",
+    bounds=LONG_BOUNDS,
+)
+MESSAGES = Metric(
+    "loopscope_websocket_messages_total",
+    "counter",
+    "WebSocket messages of ended sessions, by direction: in (from the client) or out.",
+    ("http_route", "direction"),
+)
+BYTES = Metric(
+    "loopscope_websocket_bytes_total",
+    "counter",
+    "Payload bytes of WebSocket messages of ended sessions (text counted as UTF-8), by direction.",
+    ("http_route", "direction"),
+    unit="bytes",
+)
+CLOSES = Metric(
+    "loopscope_websocket_closes_total",
+    "counter",
+    "Ended WebSocket sessions by close code and who began it: client, server, or error when the "
+    "application raised. Codes a client made up are published as 3xxx and 4xxx.",
+    ("http_route", "code", "initiator"),
+)
+
+METRICS = (DURATION, MESSAGES, BYTES, CLOSES)
+
+_STANDARD_CODES = frozenset(range(1000, 1016))
+
+
+class Resolver(Protocol):
+    """Turns a scope, after routing, into a route template. Never raises."""
+
+    def resolve(self, scope: Scope, root_path_before: str, status: int = 200) -> str: ...
+
+
+class _Cell:
+    """The series of one route."""
+
+    def __init__(self, page: Page, route: str) -> None:
+        slots = page.slots
+
+        def number(metric: Metric, *labels: str) -> Number:
+            return Number(slots, page.allocate(metric, (route, *labels)))
+
+        self.duration = Histogram(slots, page.allocate(DURATION, (route,)), DURATION.bounds)
+        self.messages_in = number(MESSAGES, "in")
+        self.messages_out = number(MESSAGES, "out")
+        self.bytes_in = number(BYTES, "in")
+        self.bytes_out = number(BYTES, "out")
+
+
+class WebSocketRecorder:
+    """Everything one event loop's thread records about WebSockets; the only writer of its slots."""
+
+    def __init__(
+        self, page: Page, now: Callable[[], float], faults: Faults, *, max_series: int
+    ) -> None:
+        self.now = now
+        self.faults = faults
+        self.active: set[WebSocketExchange] = set()
+        """Sessions under way. Copy before looking at it from another thread."""
+        self._page = page
+        self._routes: Budget[str, _Cell] = Budget(
+            max_series, self._cell, lambda: self._cell(OVERFLOW)
+        )
+        self._closes: Budget[tuple[str, str, str], Number] = Budget(
+            max_series, self._close, lambda: self._close((OVERFLOW, OVERFLOW, OVERFLOW))
+        )
+
+    @property
+    def folded(self) -> int:
+        """How many sessions were folded into the overflow series."""
+        return self._routes.folded + self._closes.folded
+
+    def record(self, exchange: WebSocketExchange, route: str, ended: float) -> None:
+        """Add one ended session."""
+        cell = self._routes.admit(route)
+        if cell is not None:
+            cell.duration.observe(ended - exchange.started)
+            cell.messages_in.add(exchange.messages_in)
+            cell.messages_out.add(exchange.messages_out)
+            cell.bytes_in.add(exchange.bytes_in)
+            cell.bytes_out.add(exchange.bytes_out)
+        close = self._closes.admit((route, exchange.code, exchange.initiator))
+        if close is not None:
+            close.add()
+
+    def _cell(self, route: str) -> _Cell | None:
+        try:
+            return _Cell(self._page, route)
+        except PageFullError:
+            return None
+
+    def _close(self, labels: tuple[str, str, str]) -> Number | None:
+        try:
+            return Number(self._page.slots, self._page.allocate(CLOSES, labels))
+        except PageFullError:
+            return None
+
+
+class WebSocketExchange(Exchange):
+    """One WebSocket session."""
+
+    messages_in = 0
+    messages_out = 0
+    bytes_in = 0
+    bytes_out = 0
+    code = ""
+    initiator = ""
+    route = ""
+    """The template, once the session is accepted."""
+
+    def __init__(
+        self,
+        recorder: WebSocketRecorder,
+        resolver: Resolver,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        self.recorder = recorder
+        self._resolver = resolver
+        self._receive = receive
+        self._send = send
+        self.scope = scope
+        self.root_path: str = scope.get("root_path", "")
+        self.now = recorder.now
+        scope[SCOPE_KEY] = self
+        recorder.active.add(self)
+        self.started = self.step_started = recorder.now()
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass ``message`` to the server and count it."""
+        kind = message.get("type")
+        if kind == "websocket.send":
+            self.messages_out += 1
+            self.bytes_out += _payload_bytes(message)
+        elif kind == "websocket.accept":
+            self.route = self._resolver.resolve(self.scope, self.root_path)
+        elif kind == "websocket.close":
+            self._closed(str(message.get("code") or 1000), "server")
+        elif kind == "websocket.http.response.start":
+            self._closed(f"http_{message.get('status')}", "server")  # refused before it began
+        return self._send(message)
+
+    async def receive(self) -> Message:
+        """Pass on what the server has and count it."""
+        message = await self._receive()
+        kind = message.get("type")
+        if kind == "websocket.receive":
+            self.messages_in += 1
+            self.bytes_in += _payload_bytes(message)
+        elif kind == "websocket.disconnect":
+            self._closed(_client_code(message.get("code")), "client")
+        return message
+
+    def _closed(self, code: str, initiator: str) -> None:
+        """Only the first closing counts: the other side answers it with one of its own."""
+        if not self.initiator:
+            self.code, self.initiator = code, initiator
+
+    def finish(self, error: BaseException | None) -> None:
+        recorder = self.recorder
+        recorder.active.discard(self)
+        try:
+            self.scope.pop(SCOPE_KEY, None)
+            if error is not None:
+                self._closed("1011", "error")
+            self._closed("1006", "server")  # the app returned without closing: the server drops it
+            route = self.route or self._resolver.resolve(self.scope, self.root_path)
+            recorder.record(self, route, self.now())
+        except Exception as fault:
+            recorder.faults.report("websockets", fault)
+
+
+def _payload_bytes(message: Message) -> int:
+    data = message.get("bytes")
+    if data is not None:
+        return len(data)
+    text = message.get("text") or ""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _client_code(code: object) -> str:
+    """A label for a code the client chose: made-up ones must not make series."""
+    number = code if isinstance(code, int) else 1005
+    if number in _STANDARD_CODES:
+        return str(number)
+    return f"{number // 1000}xxx" if 3000 <= number < 5000 else "other"
