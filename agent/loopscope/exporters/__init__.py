@@ -1,0 +1,1 @@
+"""What publishes: the only place, with admin, that knows prometheus_client and opentelemetry."""

@@ -1,0 +1,116 @@
+"""Families for prometheus_client, and the ``/metrics`` page made of ours and the user's own.
+
+prometheus_client stays in charge of registries and content negotiation: ``LoopscopeCollector`` is
+an ordinary custom collector and may be registered anywhere. The page renders our families itself
+(see ``exposition``) and lets prometheus_client render the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.core import Metric as PrometheusFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from loopscope.core.histogram import cumulate
+from loopscope.core.merge import Family
+from loopscope.core.page import Labels
+from loopscope.exporters.exposition import Exposition
+
+Exemplar = tuple[float, float, int, int]
+"""Observed value, Unix time, trace id, span id."""
+
+_EOF = "# EOF\n"
+
+
+class LoopscopeCollector(Collector):
+    """Our families as prometheus_client knows them; ``families`` reads them anew."""
+
+    def __init__(self, families: Callable[[], list[Family]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[PrometheusFamily]:
+        return [_converted(family) for family in self._families()]
+
+
+def _converted(family: Family) -> PrometheusFamily:
+    metric = family.metric
+    names = list(family.label_names)
+    if metric.kind == "histogram":
+        histogram = HistogramMetricFamily(metric.name, metric.help, labels=names)
+        bounds = [*map(floatToGoString, metric.bounds), "+Inf"]
+        for labels, raw in family.rows.items():
+            values = family.values(raw)
+            buckets = list(zip(bounds, cumulate(values[:-1]), strict=True))
+            histogram.add_metric(list(labels), buckets, values[-1])
+        return histogram
+    single: CounterMetricFamily | GaugeMetricFamily
+    if metric.kind == "counter":
+        single = CounterMetricFamily(metric.family, metric.help, labels=names)
+    else:
+        single = GaugeMetricFamily(metric.name, metric.help, labels=names)
+    for labels, raw in family.rows.items():
+        single.add_metric(list(labels), family.values(raw)[0])
+    return single
+
+
+class _Others(Collector):
+    """A user's registry without the families we publish ourselves (``process_*``, our own)."""
+
+    def __init__(self, registry: CollectorRegistry, ours: set[str]) -> None:
+        self._registry = registry
+        self._ours = ours
+
+    def collect(self) -> Iterable[PrometheusFamily]:
+        return (family for family in self._registry.collect() if family.name not in self._ours)
+
+
+class MetricsPage:
+    """Makes the body of ``/metrics``. One thread at a time.
+
+    ``exemplars`` lists the latest sampled trace by (metric name, label values, bucket);
+    ``user_registry`` is rendered below our own families.
+    """
+
+    def __init__(
+        self,
+        families: Callable[[], list[Family]],
+        *,
+        exemplars: Callable[[], Mapping[tuple[str, Labels, int], Exemplar]] = dict,
+        user_registry: CollectorRegistry | None = None,
+    ) -> None:
+        self._families = families
+        self._exemplars = exemplars
+        self._user_registry = user_registry
+        self._exposition = Exposition()
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Body and content type for an ``Accept`` header."""
+        encode, content_type = choose_encoder(accept)
+        openmetrics = content_type.startswith("application/openmetrics-text")
+        families = self._families()
+        exemplars = _rendered(self._exemplars()) if openmetrics else {}
+        body = self._exposition.render(families, openmetrics=openmetrics, exemplars=exemplars)
+        if self._user_registry is not None:
+            ours = {family.metric.family for family in families}
+            body += encode(_Others(self._user_registry, ours)).decode()
+        elif openmetrics:
+            body += _EOF
+        return body.encode(), content_type
+
+
+def _rendered(
+    exemplars: Mapping[tuple[str, Labels, int], Exemplar],
+) -> dict[tuple[str, Labels, int], str]:
+    return {
+        key: f' # {{trace_id="{trace_id:032x}",span_id="{span_id:016x}"}} {value!r} {wall:.3f}'
+        for key, (value, wall, trace_id, span_id) in exemplars.items()
+    }
