@@ -1,0 +1,146 @@
+"""What the admin listener serves, as an ASGI application.
+
+Bodies are made in one private thread: not on the loop that asks, which may be the service's own
+(``metrics_app``), and not on anyio's limiter, which the service may have exhausted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hmac
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from loopscope.admin.snapshot import snapshot
+from loopscope.agent import Agent, current_agent
+from loopscope.settings import resolve
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class AdminApp:
+    """Routes of the admin listener. ``token`` guards everything but ``/metrics``, where set.
+
+    ``metrics_only`` leaves out all that a token would guard.
+    """
+
+    def __init__(
+        self, agent: Callable[[], Agent | None], *, token: str = "", metrics_only: bool = False
+    ) -> None:
+        self._agent = agent
+        self._token = token
+        self._metrics_only = metrics_only
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loopscope-render")
+
+    def application(self) -> Starlette:
+        """The ASGI application."""
+        routes = [Route("/metrics", self.metrics), Route("/healthz", self.healthz)]
+        if not self._metrics_only:
+            routes += [
+                Route("/api/snapshot", self._guarded(self.snapshot)),
+                Route("/", self._guarded(self.index)),
+            ]
+        return Starlette(
+            routes=routes,
+            exception_handlers={404: _not_found, 405: _not_allowed},
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus text or OpenMetrics, as the ``Accept`` header asks."""
+        agent = self._agent()
+        if agent is None:
+            return _not_running()
+        headers = request.headers
+        squeeze = "gzip" in headers.get("accept-encoding", "")
+        work = partial(_metrics, agent, headers.get("accept", ""), squeeze)
+        body, content_type = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        response = Response(body, headers={"content-type": content_type})
+        if squeeze:
+            response.headers["content-encoding"] = "gzip"
+        response.headers["vary"] = "accept, accept-encoding"
+        return response
+
+    async def snapshot(self, request: Request) -> Response:
+        """All figures as JSON: see ``loopscope.admin.snapshot``."""
+        agent = self._agent()
+        if agent is None:
+            return _not_running()
+        loop = asyncio.get_running_loop()
+        return JSONResponse(await loop.run_in_executor(self._thread, snapshot, agent))
+
+    async def healthz(self, request: Request) -> Response:
+        """That the agent answers; says nothing of the service."""
+        return _not_running() if self._agent() is None else PlainTextResponse("ok\n")
+
+    async def index(self, request: Request) -> Response:
+        """What there is to see."""
+        return PlainTextResponse(
+            "loopscope\n\n"
+            "/metrics        Prometheus text or OpenMetrics\n"
+            "/api/snapshot   the same figures as JSON\n"
+            "/healthz        whether the agent answers\n"
+        )
+
+    def close(self) -> None:
+        """End the rendering thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _guarded(self, endpoint: Endpoint) -> Endpoint:
+        if not self._token:
+            return endpoint
+        expected = f"Bearer {self._token}".encode()
+
+        async def guarded(request: Request) -> Response:
+            given = request.headers.get("authorization", "").encode()
+            if not hmac.compare_digest(given, expected):
+                return PlainTextResponse(
+                    "This needs the header 'Authorization: Bearer <LOOPSCOPE_TOKEN>'.\n",
+                    status_code=401,
+                    headers={"www-authenticate": "Bearer"},
+                )
+            return await endpoint(request)
+
+        return guarded
+
+
+def metrics_app() -> Starlette:
+    """What the admin listener serves, to mount into a service.
+
+    ``app.mount("/ops", metrics_app())`` makes ``/ops/metrics`` of it.
+    Served by the service's own loop, rendered off it. Everything but ``/metrics`` and ``/healthz``
+    asks for the ``token`` setting where one is set when the application is made.
+    """
+    return AdminApp(current_agent, token=resolve({}).token).application()
+
+
+def _metrics(agent: Agent, accept: str, squeeze: bool) -> tuple[bytes, str]:
+    body, content_type = agent.render(accept)
+    return (gzip.compress(body, compresslevel=1) if squeeze else body), content_type
+
+
+def _not_running() -> Response:
+    return PlainTextResponse(
+        "loopscope is not running in this process yet: it starts with the first request.\n",
+        status_code=503,
+    )
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(
+        f"There is nothing at {request.url.path}; GET / lists what there is.\n", status_code=404
+    )
+
+
+async def _not_allowed(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(
+        f"{request.method} is not possible here; use GET.\n",
+        status_code=405,
+        headers={"allow": "GET, HEAD"},
+    )

@@ -1,0 +1,329 @@
+"""The agent: the one place that knows every part. It wires; it does no work of its own.
+
+There is one agent a process, started lazily by the first middleware that has something to measure
+and shared by all others. Each thread that runs an event loop gets recorders of its own, so that
+every slot has one writer; the recorders of a thread that is gone are handed to the next new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import os
+import platform
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from threading import get_ident
+from typing import Protocol
+
+import psutil
+from prometheus_client import REGISTRY
+
+from loopscope._version import __version__
+from loopscope.core.clock import Clock
+from loopscope.core.faults import Faults
+from loopscope.core.merge import Family, ReadPage, merge
+from loopscope.core.page import SUFFIX, Labels, Page, PageError, PageReader, read_file
+from loopscope.exporters.prometheus import Exemplar, MetricsPage
+from loopscope.exporters.traces import TraceExporter, make_tracer
+from loopscope.settings import Settings
+from loopscope.sources.cgroup import CgroupSource
+from loopscope.sources.gc import GcSource
+from loopscope.sources.in_flight import InFlightSource
+from loopscope.sources.itself import SelfSource
+from loopscope.sources.process import ProcessSource
+from loopscope.sources.request_start import seconds_queued
+from loopscope.sources.requests import DURATION, HttpExchange, RequestRecorder
+from loopscope.sources.websockets import WebSocketExchange, WebSocketRecorder
+
+logger = logging.getLogger("loopscope")
+
+
+class Front(Protocol):
+    """What serves the agent's figures to the outside: started and stopped with it."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def abandon(self) -> None:
+        """Let go of everything inherited through a fork, without touching the parent's."""
+
+
+class Recorders:
+    """What one event loop's thread writes to. ``thread`` is 0 once they are out of use."""
+
+    def __init__(self, requests: RequestRecorder, websockets: WebSocketRecorder) -> None:
+        self.requests = requests
+        self.websockets = websockets
+        self.thread = 0
+        self.loop: Callable[[], object] = lambda: None
+
+    def bind(self) -> None:
+        """Make the calling thread and its running loop the owner."""
+        self.loop = weakref.ref(asyncio.get_running_loop())
+        self.thread = get_ident()
+
+
+class Agent:
+    """Everything loopscope runs in one process."""
+
+    def __init__(self, settings: Settings, front: Callable[[Agent], Front]) -> None:
+        self.settings = settings
+        self.clock = Clock()
+        self.faults = Faults()
+        self.page = self._make_page()
+        self.tracer = self._make_tracer()
+        self._recorders: list[Recorders] = []
+        self._applications = 0
+        self._lock = threading.Lock()  # attaching, refreshing and rendering; never per request
+        self._readers: dict[Path, PageReader] = {}
+        self._own_reader = PageReader()
+        self.skipped_pages: dict[str, int] = {}
+        """Pages that could not be read at the last scrape, by reason."""
+        self.itself = SelfSource(
+            self.page,
+            request_overhead=lambda: sum(r.requests.overhead for r in self._recorders),
+            errors=lambda: self.faults.counts,
+            folded=lambda: sum(r.requests.folded + r.websockets.folded for r in self._recorders),
+            series=lambda: len(self._own_reader.series),
+        )
+        self.gc = GcSource(self.page, self.clock.now)
+        self._refreshed = (
+            InFlightSource(self.page, self.live_requests, self.live_sessions),
+            ProcessSource(self.page),
+            CgroupSource(self.page),
+            self.gc,
+            self.itself,
+        )
+        self._metrics_page = MetricsPage(
+            self.families,
+            exemplars=self._exemplars,
+            user_registry=REGISTRY if settings.user_metrics else None,
+        )
+        self._front = front(self)
+
+    def start(self) -> None:
+        """Hook in and open the front. Never raises: what fails is logged and left out."""
+        for part, start in (("gc", self.gc.start), ("admin", self._front.start)):
+            try:
+                start()
+            except Exception as error:
+                self.faults.report(part, error)
+
+    def stop(self) -> None:
+        """Undo everything: hooks, threads, sockets. Requests under way still end in peace."""
+        for recorders in self._recorders:
+            recorders.thread = 0
+        self._front.stop()
+        self.gc.stop()
+        if self.tracer is not None:
+            self.tracer.stop()
+        self.page.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what is the parent's, so that a new agent can start."""
+        for recorders in self._recorders:
+            recorders.thread = 0
+        self._front.abandon()
+        self.gc.stop()
+
+    def enter(self) -> None:
+        """An application has started up."""
+        with self._lock:
+            self._applications += 1
+
+    def leave(self) -> None:
+        """An application has shut down; the last one stops the agent."""
+        with self._lock:
+            self._applications -= 1
+            last = self._applications == 0
+        if last:
+            _retire(self)
+
+    def recorders(self) -> Recorders:
+        """The calling thread's recorders, for the event loop that runs in it."""
+        with self._lock:
+            mine = get_ident()
+            for recorders in self._recorders:
+                if recorders.thread == mine:
+                    recorders.bind()
+                    return recorders
+            found = next(filter(_is_free, self._recorders), None) or self._new_recorders()
+            found.bind()
+            loop = asyncio.get_running_loop()
+            self.itself.describe(__version__, platform.python_version(), _loop_name(loop))
+            return found
+
+    def _new_recorders(self) -> Recorders:
+        settings = self.settings
+        recorders = Recorders(
+            RequestRecorder(
+                self.page,
+                self.clock.now,
+                self.faults,
+                max_series=settings.max_series,
+                stream_types=settings.stream_content_types,
+                queue_from=seconds_queued if settings.request_start else None,
+                tracer=self.tracer,
+            ),
+            WebSocketRecorder(
+                self.page, self.clock.now, self.faults, max_series=settings.max_series
+            ),
+        )
+        self._recorders.append(recorders)
+        return recorders
+
+    def live_requests(self) -> list[HttpExchange]:
+        """Requests under way, on all loops. Safe from any thread."""
+        return [request for r in self._recorders for request in list(r.requests.active)]
+
+    def live_sessions(self) -> list[WebSocketExchange]:
+        """WebSocket sessions under way, on all loops. Safe from any thread."""
+        return [session for r in self._recorders for session in list(r.websockets.active)]
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Body and content type of ``/metrics``. Takes a while: not for an event loop's thread."""
+        with self._lock:
+            wall, cpu = time.perf_counter(), time.thread_time()
+            page = self._metrics_page.render(accept)
+            self.itself.scraped(time.perf_counter() - wall, time.thread_time() - cpu)
+            return page
+
+    def snapshot(self) -> list[Family]:
+        """All families now. Not for an event loop's thread either."""
+        with self._lock:
+            return self.families()
+
+    def families(self) -> list[Family]:
+        """Refresh what is read on demand, then read and merge all pages. Call under the lock."""
+        for source in self._refreshed:
+            try:
+                source.refresh()
+            except Exception as error:
+                self.faults.report(type(source).__name__, error)
+        self.page.beat(self.clock.now())
+        self._own_reader.update(self.page.view)
+        worker = str(os.getpid()) if self.settings.directory is not None else ""
+        return merge([ReadPage(self._own_reader, self.page.view, worker), *self._siblings()])
+
+    def _siblings(self) -> list[ReadPage]:
+        """The pages of other workers in the shared directory, living or dead."""
+        if self.page.path is None:
+            return []
+        skipped: dict[str, int] = {}
+        pages: list[ReadPage] = []
+        for path in sorted(self.page.path.parent.glob(f"*{SUFFIX}")):
+            if path == self.page.path:
+                continue
+            reader = self._readers.setdefault(path, PageReader())
+            try:
+                buffer = read_file(path)
+                header = reader.update(buffer)
+            except PageError as error:
+                self._readers.pop(path, None)
+                skipped[error.reason] = skipped.get(error.reason, 0) + 1
+                continue
+            pages.append(ReadPage(reader, buffer, str(header.pid)))
+        self.skipped_pages = skipped
+        return pages
+
+    def _exemplars(self) -> Mapping[tuple[str, Labels, int], Exemplar]:
+        return {
+            (DURATION.name, labels, bucket): (value, self.clock.wall(moment), trace_id, span_id)
+            for recorders in self._recorders
+            for (labels, bucket), (value, moment, trace_id, span_id) in list(
+                recorders.requests.exemplars.items()
+            )
+        }
+
+    def _make_page(self) -> Page:
+        started = psutil.Process().create_time()
+        directory = self.settings.directory
+        if directory is not None:
+            try:
+                return Page.in_directory(directory, self.clock, started_wall=started)
+            except OSError as error:
+                logger.warning(
+                    "loopscope: cannot keep its page in %s (%s); figures stay in this process. "
+                    "Make the directory writable or unset LOOPSCOPE_DIR.",
+                    directory,
+                    error,
+                )
+        return Page.anonymous(self.clock, started_wall=started)
+
+    def _make_tracer(self) -> TraceExporter | None:
+        if self.settings.traces == "off":
+            return None
+        try:
+            return make_tracer(self.clock, self.settings.service, os.environ)
+        except Exception as error:
+            self.faults.report("traces", error)
+            return None
+
+
+_current: Agent | None = None
+_guard = threading.Lock()
+_hooked = False
+
+
+def join_agent(settings: Settings, front: Callable[[Agent], Front]) -> Agent:
+    """This process' agent, started with ``settings`` if it is the first to be asked for."""
+    global _current, _hooked
+    with _guard:
+        if _current is None:
+            if not _hooked:
+                os.register_at_fork(after_in_child=_after_fork)
+                atexit.register(stop_agent)
+                _hooked = True
+            _current = Agent(settings, front)
+            _current.start()
+        elif _current.settings != settings:
+            logger.warning(
+                "loopscope: a second middleware has other settings; those of the first one hold "
+                "for the whole process"
+            )
+        return _current
+
+
+def current_agent() -> Agent | None:
+    """This process' agent, if one is running."""
+    return _current
+
+
+def stop_agent() -> None:
+    """Stop this process' agent, if one is running."""
+    agent = _current
+    if agent is not None:
+        _retire(agent)
+
+
+def _retire(agent: Agent) -> None:
+    global _current
+    with _guard:
+        if _current is agent:
+            _current = None
+    agent.stop()
+
+
+def _after_fork() -> None:
+    """Threads and sockets are the parent's: the child starts afresh at its first request."""
+    global _current, _guard
+    _guard = threading.Lock()  # whoever held it does not exist here
+    agent, _current = _current, None
+    if agent is not None:
+        agent.abandon()
+
+
+def _is_free(recorders: Recorders) -> bool:
+    """Whether nobody writes to ``recorders`` any more: their loop is closed or gone."""
+    loop = recorders.loop()
+    return not isinstance(loop, asyncio.AbstractEventLoop) or loop.is_closed()
+
+
+def _loop_name(loop: asyncio.AbstractEventLoop) -> str:
+    return "uvloop" if type(loop).__module__.startswith("uvloop") else "asyncio"

@@ -1,0 +1,16 @@
+"""Every metric loopscope publishes, gathered from the sources that declare them.
+
+Dashboards, documentation and tests read this; a name, label or unit that is not here does not
+exist. A new source is one more name in ``SOURCES``.
+"""
+
+from __future__ import annotations
+
+from loopscope.core.metric import Metric
+from loopscope.sources import cgroup, gc, in_flight, itself, process, requests, websockets
+
+SOURCES = (requests, in_flight, websockets, process, cgroup, gc, itself)
+
+CATALOGUE: tuple[Metric, ...] = tuple(metric for source in SOURCES for metric in source.METRICS)
+
+BY_NAME = {metric.name: metric for metric in CATALOGUE}

@@ -1,0 +1,272 @@
+"""Settings: one frozen object, resolved once, that can explain itself.
+
+Keyword arguments win over ``LOOPSCOPE_*`` variables, which win over defaults. Whatever is wrong is
+a ``SettingsError`` at start-up that names the setting, the value and what is allowed: a service
+that starts has the settings its operator wrote down.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "LOOPSCOPE_"
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or has a value that is not allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How one setting is read: what is allowed, in words, and how a value becomes the real thing.
+
+    ``parse`` takes the text of a variable or whatever a keyword was given, and raises ValueError or
+    TypeError for what is not allowed.
+    """
+
+    allowed: str
+    parse: Callable[[Any], Any]
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = _text(value).lower()
+    if text not in _TRUE + _FALSE:
+        raise ValueError
+    return text in _TRUE
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value.strip()
+
+
+def _listen(value: Any) -> str:
+    text = _text(value)
+    if text.lower() == "off":
+        return "off"
+    _address(text)
+    return text
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError
+    return host, int(port)
+
+
+def _whole(least: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise TypeError
+        number = int(value)
+        if number < least:
+            raise ValueError
+        return number
+
+    return parse
+
+
+def _list(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    return tuple(_text(part) for part in value)
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    patterns = _list(value)
+    for pattern in patterns:
+        re.compile(pattern)
+    return patterns
+
+
+def _directory(value: Any) -> Path | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str | Path):
+        raise TypeError
+    return Path(value)
+
+
+def _choice(*choices: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        text = _text(value).lower()
+        if text not in choices:
+            raise ValueError
+        return text
+
+    return parse
+
+
+_BOOLEAN = _Kind("true or false (1, yes, on; 0, no, off)", _boolean)
+
+
+def _setting(default: Any, kind: _Kind, help_text: str, env: str = "") -> Any:
+    return field(default=default, metadata={"kind": kind, "help": help_text, "env": env})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings. ``resolve`` makes one; ``origins`` says where each value came from."""
+
+    enabled: bool = _setting(True, _BOOLEAN, "Whether to measure anything at all.")
+    listen: str = _setting(
+        "127.0.0.1:9464",
+        _Kind("host:port, [::1]:port or off; port 0 is any free port", _listen),
+        "Where the admin listener serves /metrics and the JSON API.",
+    )
+    token: str = _setting(
+        "",
+        _Kind("any text", _text),
+        "Bearer token for everything but /metrics and /healthz; needed off loopback.",
+    )
+    directory: Path | None = _setting(
+        None,
+        _Kind("a directory this process may write to", _directory),
+        "Keep figures in files here, readable by other processes and after a crash.",
+        env="LOOPSCOPE_DIR",
+    )
+    exclude: tuple[str, ...] = _setting(
+        (),
+        _Kind("regular expressions, separated by commas", _patterns),
+        "Paths not to measure: what one of these is found in.",
+    )
+    max_series: int = _setting(
+        2000,
+        _Kind("a whole number, 10 or more", _whole(10)),
+        "Label sets of requests before new ones are folded into _OVERFLOW.",
+    )
+    request_start: bool = _setting(
+        False, _BOOLEAN, "Publish how long requests had waited by a proxy's X-Request-Start."
+    )
+    stream_content_types: tuple[str, ...] = _setting(
+        ("text/event-stream", "multipart/x-mixed-replace", "application/x-ndjson"),
+        _Kind("content types, separated by commas", _list),
+        "Streamed responses of these types stay out of HTTP latency.",
+    )
+    user_metrics: bool = _setting(
+        True, _BOOLEAN, "Publish the service's own prometheus_client metrics as well."
+    )
+    traces: str = _setting(
+        "auto",
+        _Kind("auto or off", _choice("auto", "off")),
+        "Make spans where an OpenTelemetry provider or OTEL_* endpoint is configured, or never.",
+    )
+    service: str = _setting(
+        "", _Kind("any text", _text), "service.name of spans; empty leaves it to OTEL_SERVICE_NAME."
+    )
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def listen_address(self) -> tuple[str, int] | None:
+        """Host and port to listen on; None for nowhere."""
+        return None if self.listen == "off" else _address(self.listen)
+
+    @property
+    def exclude_pattern(self) -> re.Pattern[str] | None:
+        """One pattern that finds every excluded path; None where none is."""
+        if not self.exclude:
+            return None
+        return re.compile("|".join(f"(?:{pattern})" for pattern in self.exclude))
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One setting in words, for people."""
+
+    name: str
+    variable: str
+    value: str
+    origin: str
+    help: str
+    allowed: str
+
+
+_FIELDS = {each.name: each for each in fields(Settings) if each.name != "origins"}
+_VARIABLES = {
+    each.metadata["env"] or f"{PREFIX}{name.upper()}": name for name, each in _FIELDS.items()
+}
+
+
+def resolve(keywords: Mapping[str, object], environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings that ``keywords`` and ``environ`` (the process' unless given) amount to.
+
+    Raises ``SettingsError``.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(_FIELDS, "default")
+    for variable, text in environ.items():
+        if variable.startswith(PREFIX):
+            name = _VARIABLES.get(variable)
+            if name is None:
+                raise _unknown("environment variable", variable, _VARIABLES)
+            values[name] = _parsed(name, variable, text)
+            origins[name] = variable
+    for name, value in keywords.items():
+        if name not in _FIELDS:
+            raise _unknown("setting", name, _FIELDS)
+        values[name] = _parsed(name, name, value)
+        origins[name] = "keyword"
+    return Settings(**values, origins=origins)
+
+
+def explain(settings: Settings) -> list[Explained]:
+    """Every setting with its value and where that came from, in order of declaration."""
+    variables = {name: variable for variable, name in _VARIABLES.items()}
+    return [
+        Explained(
+            name=name,
+            variable=variables[name],
+            value=_shown(name, getattr(settings, name)),
+            origin=settings.origins.get(name, "default"),
+            help=each.metadata["help"],
+            allowed=each.metadata["kind"].allowed,
+        )
+        for name, each in _FIELDS.items()
+    ]
+
+
+def _parsed(name: str, called: str, value: object) -> Any:
+    kind: _Kind = _FIELDS[name].metadata["kind"]
+    try:
+        return kind.parse(value)
+    except re.error as error:
+        raise SettingsError(
+            f"{called}: {error.pattern!r} is no regular expression ({error}); "
+            f"allowed: {kind.allowed}"
+        ) from error
+    except (TypeError, ValueError) as error:
+        given = "(hidden)" if name == "token" else repr(value)
+        raise SettingsError(f"{called} is {given}; allowed: {kind.allowed}") from error
+
+
+def _unknown(what: str, name: str, known: Mapping[str, object]) -> SettingsError:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(known)}"
+    return SettingsError(f"unknown {what} {name}; {hint}")
+
+
+def _shown(name: str, value: object) -> str:
+    if name == "token":
+        return "(set)" if value else ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)

@@ -1,0 +1,64 @@
+"""What holds for every test: our own faults are loud, and nothing of ours is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvloop
+
+from loopscope.agent import stop_agent
+from loopscope.core.faults import Faults
+
+_LOOPS: list[Any] = [
+    pytest.param(("asyncio", {}), id="asyncio"),
+    pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop"),
+]
+if sys.version_info >= (3, 12):
+    import asyncio
+
+    def _eager_loop() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    _LOOPS.append(pytest.param(("asyncio", {"loop_factory": _eager_loop}), id="eager"))
+
+
+@pytest.fixture(params=_LOOPS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Tests marked ``anyio`` run on asyncio, on uvloop and, where there are any, eager tasks."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def loud_faults(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A fault inside loopscope fails the test, unless the test is about faults."""
+    Faults.loud = request.node.get_closest_marker("quiet_faults") is None
+    yield
+    Faults.loud = False
+
+
+def _ours(thread: threading.Thread) -> bool:
+    return thread.name.startswith("loopscope") and thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After each test: no agent, no thread, no collector hook of ours."""
+    for name in list(os.environ):
+        if name.startswith(("LOOPSCOPE_", "OTEL_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("LOOPSCOPE_LISTEN", "off")
+    hooks = list(gc.callbacks)
+    yield
+    stop_agent()
+    for thread in filter(_ours, threading.enumerate()):
+        thread.join(5.0)
+    assert not list(filter(_ours, threading.enumerate()))
+    assert gc.callbacks == hooks
