@@ -11,14 +11,26 @@ The object holds configuration only; every request gets a small object of its ow
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from threading import get_ident
-from typing import Any
+from types import CoroutineType
+from typing import Any, Unpack, cast
 
 from loopscope.admin.listener import AdminListener
 from loopscope.agent import Agent, Recorders, join_agent
 from loopscope.core.routes import RouteResolver
-from loopscope.settings import resolve
-from loopscope.sources.exchange import SCOPE_KEY, App, Exchange, Message, Receive, Scope, Send
+from loopscope.settings import SettingsKeywords, resolve
+from loopscope.sources.exchange import (
+    SCOPE_KEY,
+    App,
+    Exchange,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    Steps,
+    as_coroutine,
+)
 from loopscope.sources.requests import HttpExchange
 from loopscope.sources.websockets import WebSocketExchange
 
@@ -30,7 +42,7 @@ class Loopscope:
     ``LOOPSCOPE_*`` variables. Raises ``SettingsError`` for a setting that is unknown or wrong.
     """
 
-    def __init__(self, app: App, **settings: object) -> None:
+    def __init__(self, app: App, **settings: Unpack[SettingsKeywords]) -> None:
         self.app = app
         self._settings = resolve(settings)
         self._exclude = self._settings.exclude_pattern
@@ -40,11 +52,31 @@ class Loopscope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         exchange = self._exchange(scope, receive, send)
-        if exchange is not None:
-            return await exchange.run(self.app)
-        if scope["type"] == "lifespan" and self._settings.enabled:
-            return await self._lifespan(scope, receive, send)
-        return await self.app(scope, receive, send)
+        if exchange is None:
+            if scope["type"] == "lifespan" and self._settings.enabled:
+                return await self._lifespan(scope, receive, send)
+            return await self.app(scope, receive, send)
+        # Written out here and not in a method of the exchange: another coroutine would cost every
+        # request more than all of the branches above.
+        try:
+            called = self.app(scope, exchange.receive, exchange.send)
+            coroutine = (
+                cast("Coroutine[Any, Any, Any]", called)
+                if type(called) is CoroutineType
+                else as_coroutine(called)
+            )
+            exchange.coroutine = coroutine
+            try:
+                waiting_for = coroutine.send(None)
+            except StopIteration as done:
+                result = done.value
+            else:
+                result = await Steps(exchange, coroutine, waiting_for)
+        except BaseException as error:
+            exchange.finish(error)
+            raise
+        exchange.finish(None)
+        return result
 
     def _exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange | None:
         """What measures this call; None where nothing should."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 PREFIX = "LOOPSCOPE_"
 
@@ -85,7 +85,7 @@ def _list(value: Any) -> tuple[str, ...]:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     if not isinstance(value, list | tuple):
         raise TypeError
-    return tuple(_text(part) for part in value)
+    return tuple(map(_text, cast("Sequence[Any]", value)))
 
 
 def _patterns(value: Any) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ class Settings:
     service: str = _setting(
         "", _Kind("any text", _text), "service.name of spans; empty leaves it to OTEL_SERVICE_NAME."
     )
-    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    origins: Mapping[str, str] = field(default_factory=dict[str, str], compare=False, repr=False)
 
     @property
     def listen_address(self) -> tuple[str, int] | None:
@@ -183,6 +183,22 @@ class Settings:
         if not self.exclude:
             return None
         return re.compile("|".join(f"(?:{pattern})" for pattern in self.exclude))
+
+
+class SettingsKeywords(TypedDict, total=False):
+    """Keyword arguments, for type checkers; ``Settings`` says what they mean."""
+
+    enabled: bool
+    listen: str
+    token: str
+    directory: Path | str | None
+    exclude: Sequence[str]
+    max_series: int
+    request_start: bool
+    stream_content_types: Sequence[str]
+    user_metrics: bool
+    traces: str
+    service: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,5 +284,5 @@ def _shown(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return ",".join(cast("tuple[str, ...]", value))
     return "" if value is None else str(value)

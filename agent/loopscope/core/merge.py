@@ -32,7 +32,7 @@ class Family:
 
     metric: Metric
     label_names: tuple[str, ...]
-    rows: dict[Labels, Raw] = field(default_factory=dict)
+    rows: dict[Labels, Raw] = field(default_factory=dict[Labels, Raw])
 
     def values(self, raw: Raw) -> list[float]:
         """The slots of one row, added up over its writers."""

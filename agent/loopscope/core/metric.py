@@ -8,7 +8,7 @@ process (or of another version) can make sense of a page without sharing code wi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal["counter", "gauge", "histogram"]
 """How the slots of a series are read: see ``Metric.slot_count``."""
@@ -53,6 +53,8 @@ class Metric:
     per_worker: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"{self.name}: {self.kind} is no kind of metric")
         if (self.kind == "histogram") != bool(self.bounds):
             raise ValueError(f"{self.name}: a histogram has bounds, nothing else does")
         if list(self.bounds) != sorted(set(self.bounds)):

@@ -36,7 +36,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from loopscope.core.clock import Clock
 from loopscope.core.metric import Metric
@@ -255,18 +255,17 @@ class PageReader:
         self._parsed = header.used
         return header
 
-    def _take(self, key: Any, offset: int, slot_count: int) -> None:
-        try:
-            if isinstance(key, dict):
-                self._metrics.append(_metric_from(key))
-                return
-            number, *labels = key
-            metric = self._metrics[number]
-        except (TypeError, ValueError, LookupError) as error:
-            raise PageError("corrupt", f"key {key!r}: {error}") from error
+    def _take(self, key: object, offset: int, slot_count: int) -> None:
+        if isinstance(key, dict):
+            self._metrics.append(_metric_from(cast("dict[str, Any]", key)))
+            return
+        number, labels = _series_key(key)
+        if not 0 <= number < len(self._metrics):
+            raise PageError("corrupt", f"key {key!r} names an undeclared metric")
+        metric = self._metrics[number]
         if metric.slot_count != slot_count or len(labels) != len(metric.labels):
             raise PageError("corrupt", f"series {key!r} does not fit {metric.name}")
-        self.series.append(Series(metric, tuple(map(str, labels)), offset))
+        self.series.append(Series(metric, labels, offset))
 
 
 def read_header(buffer: bytes | memoryview, size: int | None = None) -> Header:
@@ -313,6 +312,8 @@ def _records(buffer: bytes | memoryview, start: int, end: int) -> Iterator[tuple
     """Walk the log between two byte offsets: each record's key, slot offset and slot count."""
     position = start
     while position < end:
+        if position + _RECORD.size > end:
+            raise PageError("corrupt", "a record ends in mid-air")
         key_length, slot_count = _RECORD.unpack_from(buffer, position)
         key_start = position + _RECORD.size
         slots_start = key_start + key_length
@@ -321,19 +322,31 @@ def _records(buffer: bytes | memoryview, start: int, end: int) -> Iterator[tuple
             raise PageError("corrupt", f"a record of {key_length} + 8 x {slot_count} bytes")
         try:
             key = json.loads(bytes(buffer[key_start:slots_start]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PageError("corrupt", f"key at {key_start}: {error}") from error
         yield key, slots_start, slot_count
 
 
+def _series_key(key: object) -> tuple[int, Labels]:
+    """Metric number and label values of a series' key."""
+    if isinstance(key, list):
+        number, *labels = cast("list[object]", key) or [None]
+        if isinstance(number, int) and all(isinstance(label, str) for label in labels):
+            return number, tuple(cast("list[str]", labels))
+    raise PageError("corrupt", f"key {key!r} is no series")
+
+
 def _metric_from(key: dict[str, Any]) -> Metric:
     """The declaration in a page as a ``Metric``; fields this version does not know are ignored."""
-    return Metric(
-        name=key["name"],
-        kind=key["kind"],
-        help=key["help"],
-        labels=tuple(key["labels"]),
-        unit=key["unit"],
-        bounds=tuple(key["bounds"]),
-        per_worker=bool(key["per_worker"]),
-    )
+    try:
+        return Metric(
+            name=str(key["name"]),
+            kind=key["kind"],
+            help=str(key["help"]),
+            labels=tuple(map(str, key["labels"])),
+            unit=str(key["unit"]),
+            bounds=tuple(map(float, key["bounds"])),
+            per_worker=bool(key["per_worker"]),
+        )
+    except (TypeError, ValueError, LookupError) as error:
+        raise PageError("corrupt", f"declaration {key!r}: {error}") from error

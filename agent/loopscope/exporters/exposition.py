@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import cast
 
-from prometheus_client.utils import floatToGoString
+from prometheus_client.utils import floatToGoString  # pyright: ignore[reportUnknownVariableType]
 
 from loopscope.core.histogram import cumulate
 from loopscope.core.merge import Family, Raw
@@ -95,7 +96,7 @@ def _prefixes(metric: Metric, names: tuple[str, ...], labels: Labels) -> tuple[s
     if metric.kind != "histogram":
         return (f"{metric.name}{plain} ",)
     start = f"{metric.name}_bucket{{" + "".join(f"{pair}," for pair in pairs)
-    bounds = (*map(floatToGoString, metric.bounds), "+Inf")
+    bounds = bounds_as_text(metric)
     buckets = [f'{start}le="{bound}"}} ' for bound in bounds]
     return (*buckets, f"{metric.name}_count{plain} ", f"{metric.name}_sum{plain} ")
 
@@ -116,6 +117,12 @@ def _with_exemplars(text: str, key: tuple[str, Labels], exemplars: Exemplars) ->
         if exemplar is not None:
             lines[bucket] += exemplar
     return "\n".join(lines)
+
+
+def bounds_as_text(metric: Metric) -> list[str]:
+    """A histogram's bounds as Prometheus writes ``le``, ``+Inf`` included."""
+    write = cast("Callable[[float], str]", floatToGoString)
+    return [*map(write, metric.bounds), "+Inf"]
 
 
 def _escape(value: str) -> str:

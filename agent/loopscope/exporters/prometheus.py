@@ -18,12 +18,11 @@ from prometheus_client.core import (
 from prometheus_client.core import Metric as PrometheusFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from loopscope.core.histogram import cumulate
 from loopscope.core.merge import Family
 from loopscope.core.page import Labels
-from loopscope.exporters.exposition import Exposition
+from loopscope.exporters.exposition import Exposition, bounds_as_text
 
 Exemplar = tuple[float, float, int, int]
 """Observed value, Unix time, trace id, span id."""
@@ -46,7 +45,7 @@ def _converted(family: Family) -> PrometheusFamily:
     names = list(family.label_names)
     if metric.kind == "histogram":
         histogram = HistogramMetricFamily(metric.name, metric.help, labels=names)
-        bounds = [*map(floatToGoString, metric.bounds), "+Inf"]
+        bounds = bounds_as_text(metric)
         for labels, raw in family.rows.items():
             values = family.values(raw)
             buckets = list(zip(bounds, cumulate(values[:-1]), strict=True))

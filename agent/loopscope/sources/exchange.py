@@ -10,13 +10,13 @@ Two things keep this invisible to the app. Nothing is raised into it from inside
 of ours, or ``sys.exc_info()`` and ``__context__`` would show our handler. And no local keeps an
 exception alive after it has left, or its traceback would form a cycle with our frame.
 
-Subclasses count what is particular to HTTP or WebSockets and implement ``finish``.
+Whoever makes an exchange (the middleware) calls the app, runs the first step, awaits ``Steps`` if
+there are more, and calls ``finish``. Subclasses count what is particular to HTTP or WebSockets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
-from types import CoroutineType
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -37,9 +37,9 @@ class Exchange:
     """
 
     coroutine: Coroutine[Any, Any, Any] | None = None
-    loop_run = 0.0
+    loop_run: float = 0.0
     """Seconds of finished steps."""
-    longest_step = 0.0
+    longest_step: float = 0.0
     started: float
     step_started: float
     """When the running step began; 0.0 between steps."""
@@ -51,25 +51,6 @@ class Exchange:
     """The ``receive`` and ``send`` the app is given."""
     send: Send
 
-    async def run(self, app: App) -> Any:
-        """Call ``app`` and see it through to its end."""
-        try:
-            coroutine = app(self.scope, self.receive, self.send)
-            if type(coroutine) is not CoroutineType:
-                coroutine = _awaiting(coroutine)
-            self.coroutine = coroutine
-            try:
-                waiting_for = coroutine.send(None)
-            except StopIteration as done:
-                result = done.value
-            else:
-                result = await _Steps(self, coroutine, waiting_for)
-        except BaseException as error:
-            self.finish(error)
-            raise
-        self.finish(None)
-        return result
-
     def finish(self, error: BaseException | None) -> None:
         """The app's coroutine has ended, by ``error`` if not None. Must not raise."""
         raise NotImplementedError
@@ -78,8 +59,11 @@ class Exchange:
         """A step that began at ``step_started`` has ended at ``moment``: look after ``pending``."""
 
 
-class _Steps:
-    """What is left of an exchange after its first step, which is waiting for ``waiting_for``."""
+class Steps:
+    """What is left of an exchange after its first step: awaited, it sees the app to its end.
+
+    ``waiting_for`` is what the first step yielded.
+    """
 
     __slots__ = ("_coroutine", "_exchange", "_waiting_for")
 
@@ -128,5 +112,6 @@ class _Steps:
             argument = None
 
 
-async def _awaiting(awaitable: Awaitable[Any]) -> Any:
+async def as_coroutine(awaitable: Awaitable[Any]) -> Any:
+    """What an app returned that is awaitable but no coroutine."""
     return await awaitable

@@ -506,7 +506,16 @@ class HttpExchange(Exchange):
             else:
                 self.duration = ended - self.started
                 self.loop_run_until_last_byte = self.loop_run
-            key = self._key(error)
+            scope = self.scope
+            method = scope["method"]
+            if method not in METHODS:
+                method = OTHER
+            status = self.status
+            route = self._resolver.resolve(scope, self.root_path, status)
+            if error is None and self.last_byte and status < 500 and not self.client_left():
+                key: Key = (route, method, status, "", OK)
+            else:
+                key = self._unhappy_key(route, method, error)
             recorder.record(self, key, ended)
             if self.span is not None:
                 self._end_span(ended, key)
@@ -524,16 +533,6 @@ class HttpExchange(Exchange):
             ids = tracer.exemplar(self.span)
             if ids is not None and not self.is_stream:
                 self.recorder.add_exemplar(key, (self.duration, ended, *ids))
-
-    def _key(self, error: BaseException | None) -> Key:
-        method = self.scope["method"]
-        if method not in METHODS:
-            method = OTHER
-        route = self._resolver.resolve(self.scope, self.root_path, self.status)
-        status = self.status
-        if error is None and self.last_byte and status < 500 and not self.client_left():
-            return (route, method, status, "", OK)
-        return self._unhappy_key(route, method, error)
 
     def _unhappy_key(self, route: str, method: str, error: BaseException | None) -> Key:
         outcome = self._outcome(error)
