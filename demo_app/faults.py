@@ -1,0 +1,49 @@
+"""What this shop does wrong on purpose: one function each, and what loopscope shows of it.
+
+A route calls the function at the place where a real service would make the mistake, so the fault
+can be read, and found again by the agent, by its name.
+"""
+
+from __future__ import annotations
+
+import html
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Sale(NamedTuple):
+    """What one article sold for, in cents."""
+
+    category: str
+    name: str
+    cents: int
+
+
+def render_on_the_loop(sales: Iterable[Sale]) -> str:
+    """Render a report in the coroutine itself: some milliseconds in which nobody else runs.
+
+    Shown: a small part of the requests with a large share of the event loop, and a longest step
+    far above every other route's. A thread or process pool would be the place for it.
+    """
+    rows = sorted(sales, key=lambda sale: (sale.category, -sale.cents))
+    median = statistics.median(sale.cents for sale in rows) if rows else 0
+    cells = (
+        f"<tr><td>{html.escape(category)}</td><td>{html.escape(name)}</td>"
+        f"<td>{cents / 100:,.2f}</td><td>{'above' if cents > median else 'below'} median</td></tr>"
+        for category, name, cents in rows
+    )
+    return f"<table>{''.join(cells)}</table>"
+
+
+def fail_every_fifth_refund(number: int) -> None:
+    """A bug: every fifth order cannot be refunded and the exception is nobody's.
+
+    Shown: status 500 with the exception's class as ``error_type``, on this route only.
+    """
+    if number % 5 == 0:
+        raise LedgerError(f"the ledger of order {number} does not add up")
+
+
+class LedgerError(Exception):
+    """What the bug above ends in."""

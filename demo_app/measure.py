@@ -1,0 +1,49 @@
+"""Scrapes the admin listener before and after a load, and waits till the service has calmed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import httpx
+
+from demo_app.scrape import Scrape, parse
+
+# In flight: the response not yet sent, the response sent but the task still running, and sockets.
+_IN_FLIGHT = (
+    "http_server_active_requests",
+    "loopscope_background_requests",
+    "loopscope_websocket_active",
+)
+_CALM_WITHIN_S = 5.0
+_POLL_S = 0.1
+
+
+class NoFiguresError(Exception):
+    """The admin listener did not give a usable exposition."""
+
+
+async def scrape(admin_url: str) -> Scrape:
+    """One scrape of ``/metrics``; raises ``NoFiguresError`` if there is none to be had."""
+    url = f"{admin_url}/metrics"
+    try:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answer = await client.get(url)
+            answer.raise_for_status()
+        return parse(answer.text, time.monotonic())
+    except (httpx.HTTPError, ValueError) as error:
+        raise NoFiguresError(f"no metrics from {url}: {error or type(error).__name__}") from error
+
+
+async def scrape_when_calm(admin_url: str) -> Scrape:
+    """A scrape with nothing in flight any more, or the last one after some seconds of trying.
+
+    The client has its last byte a moment before the service has written the request down, and
+    background tasks go on for longer.
+    """
+    deadline = time.monotonic() + _CALM_WITHIN_S
+    while True:
+        latest = await scrape(admin_url)
+        if not any(latest.total(name) for name in _IN_FLIGHT) or time.monotonic() > deadline:
+            return latest
+        await asyncio.sleep(_POLL_S)

@@ -1,0 +1,62 @@
+"""What the routes share: the database pool, the upstream's client and the feed of new orders.
+
+They live as long as the service (``lifespan``); a route asks for the one it needs by its type:
+``database: Database``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, TypedDict, cast
+
+import httpx
+from fastapi import Depends, FastAPI
+from starlette.requests import HTTPConnection
+
+from demo_app import database
+from demo_app.feed import Feed
+
+
+class Resources(TypedDict):
+    """The lifespan state, copied by the server into every request's ``state``."""
+
+    pool: database.Pool
+    upstream: httpx.AsyncClient
+    feed: Feed
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[Resources]:
+    """Open everything, fill the shelves, and close it all again when the service stops."""
+    async with (
+        database.connect(os.environ["DEMO_DATABASE"]) as pool,
+        _upstream_client(os.environ["DEMO_UPSTREAM"]) as upstream,
+    ):
+        await database.prepare(pool)
+        yield {"pool": pool, "upstream": upstream, "feed": Feed()}
+
+
+def _upstream_client(url: str) -> httpx.AsyncClient:
+    # The upstream is on this machine: a proxy set in the environment must not come in between.
+    return httpx.AsyncClient(base_url=url, timeout=5.0, trust_env=False)
+
+
+# Coroutine functions although they await nothing: FastAPI sends a plain function dependency to
+# the thread pool, once per request.
+async def _pool(connection: HTTPConnection) -> database.Pool:
+    return cast("database.Pool", connection.state.pool)
+
+
+async def _upstream(connection: HTTPConnection) -> httpx.AsyncClient:
+    return cast("httpx.AsyncClient", connection.state.upstream)
+
+
+async def _feed(connection: HTTPConnection) -> Feed:
+    return cast("Feed", connection.state.feed)
+
+
+Database = Annotated[database.Pool, Depends(_pool)]
+Upstream = Annotated[httpx.AsyncClient, Depends(_upstream)]
+OrderFeed = Annotated[Feed, Depends(_feed)]

@@ -1,0 +1,5 @@
+"""The shop's routes, one router a file; this tuple is all the service mounts."""
+
+from demo_app.routes import health, live, orders, products, reports
+
+ROUTERS = (health.router, products.router, orders.router, reports.router, live.router)
