@@ -53,7 +53,7 @@ test-others: system ## the tests again on every other Python that is installed
 	tools/test_other_pythons
 
 bench: $(STAMP) ## what a request costs, beside the peers
-	$(BIN)/python -m bench.overhead $(ARGS)
+	$(BIN)/python bench/overhead.py $(ARGS)
 
 format: $(STAMP) ## let ruff write
 	$(BIN)/ruff format .

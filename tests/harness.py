@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loopscope.agent import current_agent
 
-Message = dict[str, Any]
+Message = MutableMapping[str, Any]
 
 
 def http_scope(path: str = "/", method: str = "GET", **more: Any) -> Message:
@@ -35,7 +35,7 @@ def http_scope(path: str = "/", method: str = "GET", **more: Any) -> Message:
 
 def websocket_scope(path: str = "/") -> Message:
     """A WebSocket scope as uvicorn makes it."""
-    scope = http_scope(path, type="websocket", scheme="ws", subprotocols=[])
+    scope = dict(http_scope(path, type="websocket", scheme="ws", subprotocols=[]))
     del scope["method"]
     return scope
 
@@ -61,7 +61,7 @@ class Server:
 
     @property
     def status(self) -> int:
-        return next(m["status"] for m in self.sent if m["type"] == "http.response.start")
+        return next(int(m["status"]) for m in self.sent if m["type"] == "http.response.start")
 
     @property
     def body(self) -> bytes:
@@ -81,7 +81,7 @@ def published(name: str, **labels: str) -> float:
     if agent is None:
         return 0.0
     text = agent.render("")[0].decode()
-    return sum(sample.value for sample in _samples(text, name, labels))
+    return sum(float(sample.value) for sample in _samples(text, name, labels))
 
 
 def label_sets(name: str) -> list[dict[str, str]]:

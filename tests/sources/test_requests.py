@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from loopscope import Loopscope
 from loopscope.core.faults import Faults
-from tests.harness import Server, call, http_scope, label_sets, published
+from tests.harness import Message, Server, call, http_scope, label_sets, published
 
 pytestmark = pytest.mark.anyio
 
@@ -263,7 +263,7 @@ async def test_event_streams_stay_out_of_http_latency() -> None:
 async def test_back_pressure_on_the_last_chunk_counts() -> None:
     """The duration ends when the server has taken the last byte, not when it was offered."""
 
-    async def slow_client(message: dict[str, Any]) -> None:
+    async def slow_client(message: Message) -> None:
         if message["type"] == "http.response.body":
             await asyncio.sleep(0.2)
 

@@ -1,0 +1,124 @@
+"""A worker process and its parent, talking in JSON lines over the worker's stdin and stdout.
+
+The worker reads commands on its own event loop, so the loop keeps running between commands, as a
+server's does: an agent that watches the loop sees an idle one, not a stalled one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+Message = dict[str, Any]
+"""One JSON object: a command to a worker, or its reply."""
+
+HERE = Path(__file__).resolve().parent
+
+_FOREIGN_SETTINGS = ("LOOPSCOPE_", "OTEL_", "PROMETHEUS_")
+
+
+class WorkerError(Exception):
+    """The worker ended, or answered a command with an error."""
+
+
+class Worker:
+    """A child process that runs one of this directory's scripts and answers commands.
+
+    `script` is a file name here; `env` is added to a copy of the environment from which every
+    setting of the measured libraries has been taken out, so that all run on their defaults.
+    """
+
+    def __init__(self, script: str, *args: str, env: Mapping[str, str] | None = None) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / script), *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**clean_environment(), **(env or {})},
+            text=True,
+            bufsize=1,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def ask(self, **command: Any) -> Message:
+        """Send one command and wait for its reply; raises `WorkerError`."""
+        self.tell(**command)
+        return self.hear()
+
+    def tell(self, **command: Any) -> None:
+        """Send one command without waiting."""
+        _pipe(self._process.stdin).write(json.dumps(command) + "\n")
+
+    def hear(self) -> Message:
+        """Wait for the next reply; raises `WorkerError` when it is an error or never comes."""
+        line = _pipe(self._process.stdout).readline()
+        if not line:
+            raise WorkerError(f"the worker ended with code {self._process.wait()}, see above")
+        reply: Message = json.loads(line)
+        if "error" in reply:
+            raise WorkerError(str(reply["error"]))
+        return reply
+
+    def close(self) -> None:
+        """End the worker: closing its input is the signal, killing it the last resort."""
+        _pipe(self._process.stdin).close()
+        try:
+            self._process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        _pipe(self._process.stdout).close()
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without the measured libraries' settings, hashes the same in each process."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN_SETTINGS)}
+    return {**kept, "PYTHONHASHSEED": "0"}
+
+
+def claim_stdout() -> IO[str]:
+    """Keep stdout for replies; whatever libraries print goes to stderr instead."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return replies
+
+
+def send(replies: IO[str], reply: Message) -> None:
+    """Write one reply."""
+    replies.write(json.dumps(reply) + "\n")
+
+
+async def answer(replies: IO[str], handle: Callable[[Message], Awaitable[Message]]) -> None:
+    """Answer commands from stdin with `handle` until the parent closes the pipe."""
+    loop = asyncio.get_running_loop()
+    commands = asyncio.StreamReader()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
+    )
+    try:
+        while line := await commands.readline():
+            send(replies, await handle(json.loads(line)))
+    finally:
+        transport.close()
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    if stream is None:
+        raise WorkerError("the worker was started without a pipe")
+    return stream
