@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import get_ident
 from typing import Protocol
@@ -105,6 +106,8 @@ class Agent:
             exemplars=self._exemplars,
             user_registry=REGISTRY if settings.user_metrics else None,
         )
+        self.renderer = ThreadPoolExecutor(1, thread_name_prefix="loopscope-render")
+        """Where whoever serves figures has them made."""
         self._front = front(self)
 
     def start(self) -> None:
@@ -120,6 +123,7 @@ class Agent:
         for recorders in self._recorders:
             recorders.thread = 0
         self._front.stop()
+        self.renderer.shutdown(wait=False, cancel_futures=True)
         self.gc.stop()
         if self.tracer is not None:
             self.tracer.stop()

@@ -1,7 +1,7 @@
 """What the admin listener serves, as an ASGI application.
 
-Bodies are made in one private thread: not on the loop that asks, which may be the service's own
-(``metrics_app``), and not on anyio's limiter, which the service may have exhausted.
+Bodies are made in the agent's rendering thread: not on the loop that asks, which may be the
+service's own (``metrics_app``), and not on anyio's limiter, which the service may have exhausted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import gzip
 import hmac
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from starlette.applications import Starlette
@@ -37,7 +36,6 @@ class AdminApp:
         self._agent = agent
         self._token = token
         self._metrics_only = metrics_only
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loopscope-render")
 
     def application(self) -> Starlette:
         """The ASGI application."""
@@ -60,7 +58,7 @@ class AdminApp:
         headers = request.headers
         squeeze = "gzip" in headers.get("accept-encoding", "")
         work = partial(_metrics, agent, headers.get("accept", ""), squeeze)
-        body, content_type = await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        body, content_type = await asyncio.get_running_loop().run_in_executor(agent.renderer, work)
         response = Response(body, headers={"content-type": content_type})
         if squeeze:
             response.headers["content-encoding"] = "gzip"
@@ -73,7 +71,7 @@ class AdminApp:
         if agent is None:
             return _not_running()
         loop = asyncio.get_running_loop()
-        return JSONResponse(await loop.run_in_executor(self._thread, snapshot, agent))
+        return JSONResponse(await loop.run_in_executor(agent.renderer, snapshot, agent))
 
     async def healthz(self, request: Request) -> Response:
         """That the agent answers; says nothing of the service."""
@@ -87,10 +85,6 @@ class AdminApp:
             "/api/snapshot   the same figures as JSON\n"
             "/healthz        whether the agent answers\n"
         )
-
-    def close(self) -> None:
-        """End the rendering thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _guarded(self, endpoint: Endpoint) -> Endpoint:
         if not self._token:

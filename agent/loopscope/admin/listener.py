@@ -93,8 +93,6 @@ class AdminListener:
             loop.call_soon_threadsafe(stop.set)
         if thread is not None and thread is not threading.current_thread():
             thread.join(5.0)
-        if self._app is not None:
-            self._app.close()
         self.abandon()
 
     def abandon(self) -> None:

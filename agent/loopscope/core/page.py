@@ -300,8 +300,10 @@ def read_file(path: Path) -> bytes:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise PageError("foreign", f"{path} is no regular file")
-        header = read_header(os.pread(fd, HEADER_BYTES, 0), status.st_size)
-        return os.pread(fd, header.used, 0)
+        head = os.pread(fd, HEADER_BYTES, 0)
+        used = read_header(head, status.st_size).used
+        # The header as first read goes along: by now its writer may have moved `used` on.
+        return head + os.pread(fd, used - HEADER_BYTES, HEADER_BYTES)
     except OSError as error:
         raise PageError("unreadable", str(error)) from error
     finally:

@@ -48,7 +48,7 @@ START_TIME = Metric(
     unit="seconds",
     per_worker=True,
 )
-THREADS = Metric("process_thread_count", "gauge", "Threads of the process.", per_worker=True)
+THREADS = Metric("process_threads", "gauge", "Threads of the process.", per_worker=True)
 SWITCHES = Metric(
     "process_context_switches_total",
     "counter",

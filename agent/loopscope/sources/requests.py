@@ -141,6 +141,8 @@ OTHER = "_OTHER"
 BACKGROUND_FLOOR = 0.001
 """Seconds a task may take to return after the last body byte without counting as background."""
 
+_MAX_SERVER_TYPES = 64
+
 SAMPLE = 256
 """One request in so many has our own work on it timed."""
 
@@ -254,6 +256,8 @@ class RequestRecorder:
 
         self.exemplars: dict[tuple[tuple[str, ...], int], Exemplar] = {}
         """The latest sampled trace by (labels, bucket) of the duration histogram."""
+        self.cannot_tell: set[type] = set()
+        """Kinds of server objects that do not know whether their client has left."""
         self.malformed = 0
         """Messages the app sent that no server would understand; they were passed on unread."""
 
@@ -565,9 +569,15 @@ class HttpExchange(Exchange):
         """
         if self.disconnected:
             return True
+        cannot_tell = self.recorder.cannot_tell
+        server = getattr(self._receive, "__self__", None)
+        if type(server) in cannot_tell:
+            return False
         try:
-            return self._receive.__self__.disconnected is True  # type: ignore[attr-defined]
+            return server.disconnected is True  # type: ignore[union-attr]
         except AttributeError:
+            if len(cannot_tell) < _MAX_SERVER_TYPES:
+                cannot_tell.add(type(server))
             return False
 
 

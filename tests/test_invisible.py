@@ -1,0 +1,302 @@
+"""An application behaves the same with and without the agent (promise 5): a test per behaviour.
+
+Each test runs the bare application and the wrapped one and compares what a server or a client saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from loopscope import Loopscope
+from tests.harness import Message, Server, http_scope, websocket_scope
+
+pytestmark = pytest.mark.anyio
+
+App = Callable[..., Any]
+Observe = Callable[[App], Any]
+
+
+async def same(app: App, observe: Observe) -> Any:
+    """Whatever ``observe`` sees of ``app`` it must see of the wrapped one."""
+    bare = await observe(app)
+    assert await observe(Loopscope(app)) == bare
+    return bare
+
+
+async def respond(send: Any, body: bytes = b"done") -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def messages(app: App) -> list[Message]:
+    server = Server()
+    await app(http_scope(), server.receive, server.send)
+    return server.sent
+
+
+async def test_messages_reach_the_server_unchanged() -> None:
+    """Every message, known or not, is passed on as it is and in order."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 201, "headers": [(b"a", b"b")]})
+        await send({"type": "http.response.body", "body": b"1", "more_body": True})
+        await send({"type": "http.response.invented", "odd": object})
+        await send({"type": "http.response.body"})
+
+    assert len(await same(app, messages)) == 4
+
+
+async def test_malformed_messages_are_the_servers_business() -> None:
+    """A message without a type raises what the server raises, not something of ours."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"no": "type"})
+
+    async def observe(app: App) -> str:
+        async def strict(message: Message) -> None:
+            raise RuntimeError(f"bad message {message}")
+
+        with pytest.raises(RuntimeError) as caught:
+            await app(http_scope(), Server().receive, strict)
+        return str(caught.value)
+
+    await same(app, observe)
+
+
+async def test_the_return_value_is_passed_on() -> None:
+    """Servers ignore it; those who call applications themselves may not."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> str:
+        await asyncio.sleep(0)
+        return "value"
+
+    async def observe(app: App) -> Any:
+        return await app(http_scope(), Server().receive, Server().send)
+
+    assert await same(app, observe) == "value"
+
+
+async def test_exceptions_arrive_as_they_were_raised() -> None:
+    """The same object, with the same cause and context, on the first step and on a later one."""
+    for steps in (0, 1):
+        cause = KeyError("cause")
+
+        async def app(scope: Any, receive: Any, send: Any, steps: int = steps) -> None:
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            raise LookupError("no") from cause
+
+        async def observe(app: App) -> Any:
+            with pytest.raises(LookupError) as caught:
+                await app(http_scope(), Server().receive, Server().send)
+            error = caught.value
+            return str(error), error.__cause__, error.__context__, error.__suppress_context__
+
+        await same(app, observe)
+
+
+async def test_no_handler_of_ours_shows_in_exc_info() -> None:
+    """Code that runs after a caught cancellation sees no exception being handled."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> Any:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        seen = sys.exc_info()
+        try:
+            raise LookupError
+        except LookupError as error:
+            return seen, error.__context__
+
+    async def observe(app: App) -> Any:
+        task = asyncio.ensure_future(app(http_scope(), Server().receive, Server().send))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        return await task
+
+    assert await same(app, observe) == ((None, None, None), None)
+
+
+async def test_cancellation_passes_through_with_its_message() -> None:
+    """A cancelled application may clean up, and its canceller learns that it was cancelled."""
+    cleaned: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append("yes")
+
+    async def observe(app: App) -> Any:
+        task = asyncio.ensure_future(app(http_scope(), Server().receive, Server().send))
+        await asyncio.sleep(0.01)
+        task.cancel("enough")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return task.cancelled(), len(cleaned) > 0
+
+    assert await same(app, observe) == (True, True)
+
+
+async def test_closing_the_coroutine_closes_the_application() -> None:
+    """``close`` reaches the application as GeneratorExit."""
+    closed: list[type[BaseException]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.sleep(60)
+        except BaseException as error:
+            closed.append(type(error))
+            raise
+
+    async def observe(app: App) -> Any:
+        coroutine = app(http_scope(), Server().receive, Server().send)
+        coroutine.send(None)
+        coroutine.close()
+        return closed[-1]
+
+    assert await same(app, observe) is GeneratorExit
+
+
+async def test_context_variables_are_the_applications() -> None:
+    """What the application sets, its caller in the same task sees, and the other way round."""
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen = variable.get()
+        await asyncio.sleep(0)
+        variable.set(f"{seen} and back")
+
+    async def observe(app: App) -> str:
+        variable.set("there")
+        await app(http_scope(), Server().receive, Server().send)
+        return variable.get()
+
+    assert await same(app, observe) == "there and back"
+
+
+async def test_the_task_is_the_callers() -> None:
+    """The application runs in the task that called it, under its name."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> Any:
+        await asyncio.sleep(0)
+        return asyncio.current_task()
+
+    async def observe(app: App) -> bool:
+        return await app(http_scope(), Server().receive, Server().send) is asyncio.current_task()
+
+    assert await same(app, observe) is True
+
+
+async def test_back_pressure_holds_the_stream_back() -> None:
+    """An application cannot run ahead of a server that takes one chunk at a time."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(3):
+            events.append(f"make {number}")
+            await send({"type": "http.response.body", "body": b"x", "more_body": number < 2})
+
+    events: list[str] = []
+
+    async def observe(app: App) -> list[str]:
+        events.clear()
+
+        async def slow(message: Message) -> None:
+            await asyncio.sleep(0.01)
+            events.append(message["type"])
+
+        await app(http_scope(), Server().receive, slow)
+        return list(events)
+
+    await same(app, observe)
+
+
+async def test_a_send_may_be_awaited_later_or_as_a_task() -> None:
+    """``send`` gives back what the server's gives back, to be awaited however one likes."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.create_task(
+            send({"type": "http.response.start", "status": 200, "headers": []})
+        )
+        await asyncio.gather(send({"type": "http.response.body", "body": b"x"}))
+
+    await same(app, messages)
+
+
+async def test_applications_need_not_be_coroutine_functions() -> None:
+    """Anything that returns an awaitable will do."""
+
+    class Awaitable:
+        def __await__(self) -> Any:
+            yield from asyncio.sleep(0).__await__()
+            return "value"
+
+    def app(scope: Any, receive: Any, send: Any) -> Any:
+        return Awaitable()
+
+    async def observe(app: App) -> Any:
+        return await app(http_scope(), Server().receive, Server().send)
+
+    await same(app, observe)
+
+
+async def test_websocket_messages_and_closes_are_unchanged() -> None:
+    """Accept, messages and close reach the server as they were sent."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept", "subprotocol": "chat"})
+        await send({"type": "websocket.send", "bytes": b"\xff"})
+        await send({"type": "websocket.close", "code": 4000, "reason": "tired"})
+
+    async def observe(app: App) -> list[Message]:
+        server = Server(incoming=[{"type": "websocket.connect"}])
+        await app(websocket_scope(), server.receive, server.send)
+        return server.sent
+
+    await same(app, observe)
+
+
+@pytest.mark.parametrize("answer", ["complete", "failed"])
+async def test_lifespan_is_unchanged(answer: str) -> None:
+    """Start-up that works and start-up that fails look the same to the server."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": f"lifespan.startup.{answer}"})
+        if answer == "failed":
+            raise RuntimeError("no database")
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def observe(app: App) -> Any:
+        server = Server(incoming=[{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+        try:
+            await app({"type": "lifespan", "state": {}}, server.receive, server.send)
+        except RuntimeError as error:
+            return server.sent, str(error)
+        return server.sent
+
+    await same(app, observe)
+
+
+async def test_an_application_without_lifespan_still_says_so() -> None:
+    """Servers find out by the exception; it has to arrive."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http", "no lifespan here"
+
+    async def observe(app: App) -> str:
+        with pytest.raises(AssertionError) as caught:
+            await app({"type": "lifespan"}, Server().receive, Server().send)
+        return str(caught.value)
+
+    await same(app, observe)
