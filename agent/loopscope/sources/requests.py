@@ -13,7 +13,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.faults import Faults
@@ -256,7 +256,7 @@ class RequestRecorder:
 
         self.exemplars: dict[tuple[tuple[str, ...], int], Exemplar] = {}
         """The latest sampled trace by (labels, bucket) of the duration histogram."""
-        self.cannot_tell: set[type] = set()
+        self.cannot_tell: set[type[Any]] = set()
         """Kinds of server objects that do not know whether their client has left."""
         self.malformed = 0
         """Messages the app sent that no server would understand; they were passed on unread."""
@@ -570,14 +570,15 @@ class HttpExchange(Exchange):
         if self.disconnected:
             return True
         cannot_tell = self.recorder.cannot_tell
-        server = getattr(self._receive, "__self__", None)
-        if type(server) in cannot_tell:
+        server: Any = getattr(self._receive, "__self__", None)
+        kind = cast("type[Any]", type(server))
+        if kind in cannot_tell:
             return False
         try:
-            return server.disconnected is True  # type: ignore[union-attr]
+            return server.disconnected is True
         except AttributeError:
             if len(cannot_tell) < _MAX_SERVER_TYPES:
-                cannot_tell.add(type(server))
+                cannot_tell.add(kind)
             return False
 
 

@@ -1,0 +1,348 @@
+"""Overview: is the service well, and if not, is it one route, the event loop or the process?"""
+
+from __future__ import annotations
+
+from dashboards.panels import (
+    BLUE,
+    DATASOURCE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    RED,
+    YELLOW,
+    Json,
+    Panel,
+    Query,
+    Row,
+    datasource_variable,
+    layout,
+    variable,
+)
+
+UID = "loopscope-overview"
+
+_TARGET = 'job=~"$job", instance=~"$instance"'
+_ROUTE = f'{_TARGET}, http_route=~"$route"'
+_W = "[$__rate_interval]"
+
+_DURATION = "http_server_request_duration_seconds"
+_FIRST_BYTE = "loopscope_request_time_to_first_byte_seconds"
+_LONGEST = "loopscope_request_longest_step_seconds"
+_OUTCOMES = "loopscope_request_outcomes_total"
+_FAILED = f'{_ROUTE}, outcome="error"'
+_RUNNING = f'{_ROUTE}, phase="loop_run"'
+_PHASE = "loopscope_request_phase_seconds_total"
+
+
+def _rate(metric: str, selector: str = _ROUTE, by: str = "") -> str:
+    return f"sum{f' by ({by}) ' if by else ''}(rate({metric}{{{selector}}}{_W}))"
+
+
+def _quantile(quantile: float, metric: str, by: str = "") -> str:
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({quantile}, {_rate(f'{metric}_bucket', by=labels)})"
+
+
+def _share_of_errors(by: str = "") -> str:
+    errors = _rate(_OUTCOMES, _FAILED, by)
+    everything = _rate(_OUTCOMES, by=by)
+    return f"({errors} or 0 * {everything}) / {everything}"
+
+
+_OUTCOME_COLOURS = {
+    "ok": GREEN,
+    "error": RED,
+    "client_disconnected_before_response": YELLOW,
+    "client_disconnected_mid_stream": ORANGE,
+    "cancelled": PURPLE,
+}
+
+HEADLINE = Row(
+    "At a glance",
+    (
+        Panel(
+            "Requests per second",
+            "All requests of the chosen routes, however they ended.",
+            (Query(_rate(_OUTCOMES)),),
+            "reqps", kind="stat", width=4, height=4,
+        ),
+        Panel(
+            "Errors",
+            "Share of requests that ended in a 5xx, an exception or an unfinished response. "
+            "Clients that left do not count. Look below for the route.",
+            (Query(_share_of_errors()),),
+            "percentunit", kind="stat", width=4, height=4,
+            thresholds=((0.01, YELLOW), (0.05, RED)),
+        ),
+        Panel(
+            "p95 to the last byte",
+            "95 of 100 requests were faster, from the server calling the application to the last "
+            "body byte.",
+            (Query(_quantile(0.95, _DURATION)),),
+            "s", kind="stat", width=4, height=4,
+        ),
+        Panel(
+            "p99 to the last byte",
+            "99 of 100 requests were faster. Far above p95 with a busy loop: look at who holds it.",
+            (Query(_quantile(0.99, _DURATION)),),
+            "s", kind="stat", width=4, height=4,
+        ),
+        Panel(
+            "In flight",
+            "Requests being served right now. Growing while the rate does not: something is slow.",
+            (Query(f"sum(http_server_active_requests{{{_TARGET}}})"),),
+            "short", kind="stat", width=4, height=4,
+        ),
+        Panel(
+            "Event loop taken by requests",
+            "Share of one event loop that requests' own coroutines took, per process on average. "
+            "Towards 1 everything waits for everything: find the route that takes most.",
+            (Query(
+                f"{_rate(_PHASE, _RUNNING)} "
+                f"/ count(process_start_time_seconds{{{_TARGET}}})"
+            ),),
+            "percentunit", kind="stat", width=4, height=4,
+            thresholds=((0.5, YELLOW), (0.8, RED)),
+        ),
+    ),
+)  # fmt: skip
+
+REQUESTS = Row(
+    "Requests",
+    (
+        Panel(
+            "Rate by route",
+            "Requests per second by route template. _UNMATCHED is paths no route knows.",
+            (Query(_rate(_OUTCOMES, by="http_route"), "{{http_route}}"),),
+            "reqps", stacked=True,
+        ),
+        Panel(
+            "Errors by route",
+            "Failed requests per second by route. Zero everywhere is what you want to see.",
+            (Query(
+                _rate(_OUTCOMES, _FAILED, "http_route"), "{{http_route}}"
+            ),),
+            "reqps", stacked=True,
+        ),
+        Panel(
+            "How requests ended",
+            "Clients that leave early are often clients that waited too long: compare with the "
+            "durations.",
+            (Query(_rate(_OUTCOMES, by="outcome"), "{{outcome}}"),),
+            "reqps", stacked=True, colours=_OUTCOME_COLOURS,
+        ),
+        Panel(
+            "Durations",
+            "How many requests took how long, to the last byte. Two bands mean two populations: "
+            "cached and not, fast route and slow route.",
+            (Query(_rate(f"{_DURATION}_bucket", by="le"), "{{le}}", format="heatmap"),),
+            "s", kind="heatmap", width=12,
+        ),
+        Panel(
+            "Duration quantiles",
+            "To the last byte, over the chosen routes. Points are exemplars: traces of single "
+            "requests, where tracing is on.",
+            tuple(
+                Query(_quantile(quantile, _DURATION), f"p{quantile * 100:.0f}", exemplars=True)
+                for quantile in (0.5, 0.95, 0.99)
+            ),
+            "s", width=12, colours={"p50": GREEN, "p95": ORANGE, "p99": RED},
+        ),
+        Panel(
+            "p95 by route",
+            "Which route is slow, to the last byte.",
+            (Query(_quantile(0.95, _DURATION, "http_route"), "{{http_route}}", exemplars=True),),
+            "s",
+        ),
+        Panel(
+            "p95 time to first byte by route",
+            "When the body began. Far below the duration: a stream, or a client that reads slowly.",
+            (Query(_quantile(0.95, _FIRST_BYTE, "http_route"), "{{http_route}}"),),
+            "s",
+        ),
+        Panel(
+            "In flight",
+            "Serving: the response is not complete. Background: it is, but the task still runs.",
+            (
+                Query(f"sum(http_server_active_requests{{{_TARGET}}})", "serving"),
+                Query(f"sum(loopscope_background_requests{{{_TARGET}}})", "background"),
+            ),
+            "short", stacked=True, colours={"serving": BLUE, "background": PURPLE},
+        ),
+    ),
+)  # fmt: skip
+
+LOOP = Row(
+    "Event loop",
+    (
+        Panel(
+            "Loop time by route",
+            "Seconds of event loop per second that each route's own coroutine steps took. The "
+            "tallest is where moving work off the loop helps everybody.",
+            (Query(
+                _rate(_PHASE, _RUNNING, "http_route"), "{{http_route}}"
+            ),),
+            "percentunit", width=12, stacked=True,
+        ),
+        Panel(
+            "Longest hold of the loop by route (p99)",
+            "How long single steps kept everybody else waiting. Above some 50 ms look for a "
+            "blocking call or CPU work in that route.",
+            (Query(_quantile(0.99, _LONGEST, "http_route"), "{{http_route}}"),),
+            "s", width=12,
+        ),
+    ),
+)  # fmt: skip
+
+STREAMS = Row(
+    "WebSockets and streams",
+    (
+        Panel(
+            "Open WebSockets",
+            "Sessions open now, by route.",
+            (Query(
+                f"sum by (http_route) (loopscope_websocket_active{{{_ROUTE}}})", "{{http_route}}"
+            ),),
+            "short",
+        ),
+        Panel(
+            "WebSocket messages",
+            "Messages per second of sessions that have ended, by direction.",
+            (Query(_rate("loopscope_websocket_messages_total", by="direction"), "{{direction}}"),),
+            "ops",
+        ),
+        Panel(
+            "Streamed chunks by route",
+            "Body chunks per second of streamed responses.",
+            (Query(_rate("loopscope_response_chunks_total", by="http_route"), "{{http_route}}"),),
+            "ops",
+        ),
+    ),
+)  # fmt: skip
+
+_PAUSES = "loopscope_gc_pause_seconds"
+
+PROCESS = Row(
+    "Process",
+    (
+        Panel(
+            "CPU",
+            "Cores in use. One process of Python uses little more than one.",
+            (Query(f"rate(process_cpu_seconds_total{{{_TARGET}}}{_W})", "{{instance}}"),),
+            "short",
+        ),
+        Panel(
+            "Memory",
+            "Resident memory. Growing for days without coming down is a leak.",
+            (Query(f"process_resident_memory_bytes{{{_TARGET}}}", "{{instance}}"),),
+            "bytes",
+        ),
+        Panel(
+            "File descriptors",
+            "Open descriptors against their limit; at the limit nothing connects any more.",
+            (
+                Query(f"process_open_fds{{{_TARGET}}}", "open {{instance}}"),
+                Query(f"process_max_fds{{{_TARGET}}}", "limit {{instance}}"),
+            ),
+            "short",
+        ),
+        Panel(
+            "Threads",
+            "A steady climb is a leak; a plateau at 40 more than at rest is anyio's limiter.",
+            (Query(f"process_threads{{{_TARGET}}}", "{{instance}}"),),
+            "short",
+        ),
+        Panel(
+            "Context switches",
+            "Involuntary ones mean the process was taken off a CPU it wanted to keep.",
+            (Query(
+                _rate(
+                    "process_context_switches_total", _TARGET, "process_context_switch_type"
+                ),
+                "{{process_context_switch_type}}",
+            ),),
+            "ops",
+        ),
+        Panel(
+            "Garbage collection",
+            "Share of time the process stood still for the collector, by generation. Generation 2 "
+            "above a percent: freeze what lives for ever at start-up.",
+            (Query(
+                _rate(f"{_PAUSES}_sum", _TARGET, "cpython_gc_generation"),
+                "generation {{cpython_gc_generation}}",
+            ),),
+            "percentunit", stacked=True,
+        ),
+        Panel(
+            "CPU throttling",
+            "Time the container's CPU quota kept the process off the CPUs. Anything above zero "
+            "delays every request; raise the quota before looking at code.",
+            (Query(
+                f"rate(loopscope_cgroup_cpu_throttled_seconds_total{{{_TARGET}}}{_W})",
+                "{{instance}}",
+            ),),
+            "s",
+        ),
+        Panel(
+            "What loopscope costs",
+            "Seconds per second loopscope itself took, by part (requests is estimated).",
+            (Query(
+                _rate("loopscope_agent_overhead_seconds_total", _TARGET, "part"), "{{part}}"
+            ),),
+            "percentunit", stacked=True,
+        ),
+        Panel(
+            "loopscope's own trouble",
+            "Observations folded because the series budget was spent, per second. Above zero: "
+            "raise LOOPSCOPE_MAX_SERIES or find what makes labels.",
+            (Query(
+                f"sum(rate(loopscope_agent_series_folded_total{{{_TARGET}}}{_W}))", "folded"
+            ),),
+            "ops",
+        ),
+    ),
+)  # fmt: skip
+
+ROWS = (HEADLINE, REQUESTS, LOOP, STREAMS, PROCESS)
+
+
+def board() -> Json:
+    """The board, ready for Grafana's import."""
+    requests = f"{_DURATION}_count"
+    return {
+        "uid": UID,
+        "title": "loopscope / Overview",
+        "description": "Is the service well? If not: one route, the event loop, or the process?",
+        "tags": ["loopscope", "asyncio"],
+        "schemaVersion": 42,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "timezone": "browser",
+        "annotations": {"list": [_restarts()]},
+        "templating": {
+            "list": [
+                datasource_variable(),
+                variable("job", "Job", f"label_values({requests}, job)"),
+                variable(
+                    "instance", "Instance", f'label_values({requests}{{job=~"$job"}}, instance)'
+                ),
+                variable("route", "Route", f"label_values({requests}{{{_TARGET}}}, http_route)"),
+            ]
+        },
+        "panels": layout(ROWS),
+    }
+
+
+def _restarts() -> Json:
+    """A mark wherever a process began."""
+    return {
+        "name": "Restarts",
+        "datasource": DATASOURCE,
+        "enable": True,
+        "iconColor": ORANGE,
+        "expr": f"changes(process_start_time_seconds{{{_TARGET}}}{_W}) > 0",
+        "titleFormat": "restart",
+        "textFormat": "{{instance}}",
+    }

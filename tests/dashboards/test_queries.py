@@ -1,0 +1,181 @@
+"""Every query of every board, on a real Prometheus that scrapes a real service under load."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import which
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+
+from dashboards.generate import BOARDS
+
+pytestmark = pytest.mark.skipif(which("prometheus") is None, reason="prometheus is not installed")
+
+SECONDS = 12
+WINDOW = "8s"
+MAY_BE_EMPTY = {"CPU throttling"}
+"""Panels whose figures do not exist on every machine."""
+
+CONFIG = """
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+  - job_name: service
+    static_configs: [{{targets: ["{target}"]}}]
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def wait_for(url: str) -> None:
+    for _ in range(200):
+        try:
+            urlopen(url, timeout=1).close()
+        except (URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError(f"{url} did not answer")
+
+
+def ask(prometheus: str, path: str, **parameters: str) -> Any:
+    with urlopen(f"{prometheus}/api/v1/{path}?{urlencode(parameters)}", timeout=10) as response:
+        return json.load(response)["data"]
+
+
+async def load(port: int) -> int:
+    """Requests of every kind for a while; how many HTTP requests there were."""
+    until = time.monotonic() + SECONDS
+    made = 0
+    async with (
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+        connect(f"ws://127.0.0.1:{port}/ws"),  # stays open, for the gauge
+    ):
+        while time.monotonic() < until:
+            paths = [*(f"/items/{number}" for number in range(20)), "/later", "/export", "/no"]
+            await asyncio.gather(*map(client.get, paths))
+            made += len(paths)
+            async with connect(f"ws://127.0.0.1:{port}/ws") as websocket:
+                await websocket.send("hello")
+                await websocket.recv()
+            await asyncio.sleep(0.1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """A Prometheus that has watched the service under load, and how many requests there were."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    port, admin, own = free_port(), free_port(), free_port()
+    config = folder / "prometheus.yml"
+    config.write_text(CONFIG.format(target=f"127.0.0.1:{admin}"))
+    service = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("service.py"), str(port), f"127.0.0.1:{admin}"]
+    )
+    server = subprocess.Popen(
+        [
+            "prometheus",
+            f"--config.file={config}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{own}",
+            "--log.level=error",
+        ]
+    )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/items/1")
+        wait_for(f"http://127.0.0.1:{own}/-/ready")
+        made = asyncio.run(load(port)) + 1
+        time.sleep(1.5)  # one more scrape
+        yield f"http://127.0.0.1:{own}", made
+    finally:
+        for process in (server, service):
+            process.send_signal(signal.SIGTERM)
+        for process in (server, service):
+            process.wait(10)
+
+
+def substituted(query: str, route: str) -> str:
+    """The query as Grafana would send it; a variable nobody knows stays and fails."""
+    values = {"job": "service", "instance": ".*", "route": route, "__rate_interval": WINDOW}
+    return re.sub(r"\$(\w+)", lambda match: values[match[1]], query)
+
+
+PANELS = [
+    pytest.param(panel, id=panel["title"])
+    for board in BOARDS.values()
+    for panel in board()["panels"]
+    if panel["type"] != "row"
+]
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_every_panel_has_something_to_show(prometheus: tuple[str, int], panel: Any) -> None:
+    """For all routes each query answers with finite numbers and the labels its legend names."""
+    for target in panel["targets"]:
+        result = ask(prometheus[0], "query", query=substituted(target["expr"], ".*"))["result"]
+        assert result or panel["title"] in MAY_BE_EMPTY
+        values = [float(series["value"][1]) for series in result]
+        assert any(map(math.isfinite, values)) or panel["title"] in MAY_BE_EMPTY
+        for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+            assert all(label in series["metric"] for series in result)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_every_panel_works_for_one_route(prometheus: tuple[str, int], panel: Any) -> None:
+    """With a single route chosen every query is still valid."""
+    for target in panel["targets"]:
+        query = substituted(target["expr"], re.escape("/items/{item}"))
+        ask(prometheus[0], "query", query=query.replace("\\", "\\\\"))
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_variables_list_what_there_is(prometheus: tuple[str, int], name: str) -> None:
+    """Each variable's query finds values."""
+    for variable in BOARDS[name]()["templating"]["list"]:
+        if variable["type"] != "query":
+            continue
+        match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
+        assert match is not None
+        selector = substituted(match[1], ".*")
+        found = ask(prometheus[0], f"label/{match[2]}/values", **{"match[]": selector})
+        assert found
+
+
+def test_prometheus_counts_what_the_load_generator_counted(prometheus: tuple[str, int]) -> None:
+    """Every request is in the histogram's count, to the last one."""
+    query = "sum(http_server_request_duration_seconds_count)"
+    (result,) = ask(prometheus[0], "query", query=query)["result"]
+    assert int(float(result["value"][1])) == prometheus[1]
+
+
+def test_quantiles_come_from_the_scraped_histogram(prometheus: tuple[str, int]) -> None:
+    """``histogram_quantile`` over the scraped buckets orders as quantiles do."""
+    rates = f"sum by (le) (rate(http_server_request_duration_seconds_bucket[{WINDOW}]))"
+    values = [
+        float(
+            ask(prometheus[0], "query", query=f"histogram_quantile({q}, {rates})")["result"][0][
+                "value"
+            ][1]
+        )
+        for q in (0.5, 0.95, 0.99)
+    ]
+    assert values == sorted(values)
+    assert values[0] > 0
