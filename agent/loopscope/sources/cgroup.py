@@ -1,13 +1,17 @@
 """CPU throttling by the container's quota: a service that is not allowed to run looks stalled.
 
-cgroup v2 first (``cpu.stat`` of this process' group), then v1. Inside a container the group's path
-is often not visible, and the mount's root is the container's own group. Where there is nothing to
-read, nothing is published.
+The kernel keeps the counts in ``cpu.stat``, in cgroup v2 and v1 alike
+(https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/scheduler/sched-bwc.html).
+Which one speaks of this process is written in ``/proc/self/cgroup``, as a path that inside a
+container is often "/" or not visible: the mount's root is then the container's own group. Where
+there is nothing to read, nothing is published.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from loopscope.core.histogram import Number
 from loopscope.core.metric import Metric
@@ -36,12 +40,13 @@ class CgroupSource:
 
     def __init__(self, page: Page, root: Path = Path("/")) -> None:
         self._file = find_statistics(root)
-        self._numbers: list[Number] = []
-        if self._file is not None and parse_statistics(self._file.read_text()) is not None:
-            self._numbers = [Number(page.slots, page.allocate(metric)) for metric in METRICS]
+        self._numbers = (
+            [Number(page.slots, page.allocate(metric)) for metric in METRICS] if self._file else []
+        )
 
     def refresh(self) -> None:
-        if self._file is None or not self._numbers:
+        """Copy the counts. Raises ``OSError`` if the group is gone; the last counts then stand."""
+        if self._file is None:
             return
         statistics = parse_statistics(self._file.read_text())
         if statistics is not None:
@@ -49,33 +54,13 @@ class CgroupSource:
                 number.set(value)
 
 
-def find_statistics(root: Path) -> Path | None:
-    """The ``cpu.stat`` that speaks of this process, or None."""
-    try:
-        groups = (root / "proc/self/cgroup").read_text()
-    except OSError:
-        return None
-    candidates = [root / "sys/fs/cgroup" / place / "cpu.stat" for place in _places(groups)]
-    return next((file for file in candidates if file.is_file()), None)
-
-
-def _places(groups: str) -> list[str]:
-    """Folders below ``/sys/fs/cgroup`` to look in, best first, from ``/proc/self/cgroup``."""
-    places: list[str] = []
-    for line in groups.splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if not controllers:
-            places += [path.strip("/"), ""]
-        elif "cpu" in controllers.split(","):
-            places += [f"{mount}/{path.strip('/')}" for mount in (controllers, "cpu")]
-            places += [controllers, "cpu"]
-    return places
-
-
 def parse_statistics(text: str) -> tuple[float, float, float] | None:
-    """Periods, throttled periods, throttled seconds; None where no quota is accounted for."""
-    values = dict(line.split()[:2] for line in text.splitlines() if len(line.split()) > 1)
+    """Periods, throttled periods and throttled seconds in the text of a ``cpu.stat``.
+
+    None where no quota is accounted for: at the root of cgroup v2, and in groups without the cpu
+    controller. Version 2 counts throttled time in microseconds, version 1 in nanoseconds.
+    """
+    values = dict(pair for line in text.splitlines() if len(pair := line.split()) == 2)
     try:
         seconds = (
             int(values["throttled_usec"]) / 1e6
@@ -85,3 +70,45 @@ def parse_statistics(text: str) -> tuple[float, float, float] | None:
         return float(values["nr_periods"]), float(values["nr_throttled"]), seconds
     except (KeyError, ValueError):
         return None
+
+
+def find_statistics(root: Path) -> Path | None:
+    """The ``cpu.stat`` that accounts for this process' quota, or None. Raises nothing."""
+    mount = root / "sys/fs/cgroup"
+    places = candidate_places(_text(root / "proc/self/cgroup"))
+    files = (mount / place / "cpu.stat" for place in places)
+    return next((file for file in files if parse_statistics(_text(file)) is not None), None)
+
+
+def candidate_places(groups: str) -> Iterator[str]:
+    """Folders below the mount to look in, best first, from the text of ``/proc/self/cgroup``.
+
+    Its lines read ``number:controllers:path``; version 2 is the one without controllers.
+    """
+    for line in groups.splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if ".." in PurePosixPath(path).parts:
+            continue  # outside of what this cgroup namespace shows: any guess would be another's
+        if not controllers:
+            yield from _upwards(path)
+        elif "cpu" in controllers.split(","):
+            # Parents are no use here: where our path is not visible, a folder of its parent's
+            # name belongs to somebody else (containers within containers).
+            for hierarchy in (controllers, "cpu"):
+                yield hierarchy + path
+                yield hierarchy
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """``path`` and its parents, for the cpu controller may be enabled only further up."""
+    place = PurePosixPath(path)
+    for folder in (place, *place.parents):
+        yield str(folder).strip("/")
+
+
+def _text(file: Path) -> str:
+    """What ``file`` says, or nothing where it is missing or not for us. Names may be any bytes."""
+    try:
+        return os.fsdecode(file.read_bytes())
+    except (OSError, ValueError):
+        return ""

@@ -1,8 +1,16 @@
 """The garbage collector: how often it runs, what it finds, and how long everything stands still.
 
-The hook takes no lock, logs nothing and builds nothing: a collection can start at any allocation,
-also inside somebody's lock. Its slots have one writer although every thread collects, because a
-collection holds the GIL and never nests.
+A collection can start at any allocation, also while the very thread holds somebody's lock. So the
+hook takes no lock, logs nothing and makes no container: it reads the clock and adds to slots that
+were there before. Metric objects with locks, used in such a hook, have deadlocked services.
+
+Its slots have one writer although any thread may collect. CPython raises a flag (``collecting``, in
+gcmodule.c) before it calls the hooks with "start" and lowers it after "stop"; while the flag is up
+no other collection begins, in any thread, even where a finalizer or the hook lets go of the GIL.
+So starts and stops alternate, and the GIL hands what one thread wrote to the next.
+
+What goes wrong in the hook can be told to nobody there. It is kept, and the next ``refresh``, which
+runs where raising is safe, raises it.
 """
 
 from __future__ import annotations
@@ -49,12 +57,16 @@ _STATISTICS = (
 
 
 class GcSource:
-    """Times collections by a hook in ``gc.callbacks``; ``refresh`` copies its counts."""
+    """Times collections by a hook in ``gc.callbacks``; ``refresh`` copies the collector's counts.
+
+    ``now`` reads monotonic seconds; it is called in the hook, so it must be as harmless.
+    """
 
     def __init__(self, page: Page, now: Callable[[], float]) -> None:
         self._slots = page.slots
         self._now = now
         self._began = 0.0
+        self._failure: Exception | None = None
         generations = [(str(number),) for number in range(len(gc.get_stats()))]
         self._pauses = [page.allocate(PAUSE, labels) for labels in generations]
         self._counts = [
@@ -66,6 +78,7 @@ class GcSource:
     def start(self) -> None:
         """Hook in; twice is once."""
         if self._hook not in gc.callbacks:
+            self._began = 0.0  # a start from before the last stop() has lost its end
             gc.callbacks.append(self._hook)
 
     def stop(self) -> None:
@@ -74,17 +87,23 @@ class GcSource:
             gc.callbacks.remove(self._hook)
 
     def refresh(self) -> None:
+        """Copy the counts. Raises what has failed in the hook since last time, once."""
         for counts, statistics in zip(self._counts, gc.get_stats(), strict=True):
             for key, number in counts.items():
                 number.set(statistics[key])
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _on_collection(self, phase: str, info: dict[str, int]) -> None:
-        if phase == "start":
-            self._began = self._now()
-        elif self._began:
-            pause = self._now() - self._began
-            base = self._pauses[info["generation"]]
-            slots = self._slots
-            slots[base + bisect_left(STEP_BOUNDS, pause)] += 1.0
-            slots[base + _SUM] += pause
-            self._began = 0.0
+        try:
+            if phase == "start":
+                self._began = self._now()
+            elif self._began:  # else it was under way when we hooked in
+                pause = self._now() - self._began
+                self._began = 0.0
+                base = self._pauses[info["generation"]]
+                self._slots[base + bisect_left(STEP_BOUNDS, pause)] += 1.0
+                self._slots[base + _SUM] += pause
+        except Exception as error:
+            self._failure = error

@@ -39,6 +39,8 @@ WEBSOCKETS = Metric(
 METRICS = (SERVING, IN_BACKGROUND, WEBSOCKETS)
 
 _SCHEMES = ("http", "https")
+_COMMONEST = ("GET", "http")
+"""There from the start: an idle service shows a zero, not the absence of data."""
 
 
 class LiveRequest(Protocol):
@@ -67,6 +69,8 @@ class InFlightSource:
         self._requests = requests
         self._sessions = sessions
         self._gauges: dict[tuple[Metric, tuple[str, ...]], Number] = {}
+        for metric in (SERVING, IN_BACKGROUND):
+            self._gauge(metric, _COMMONEST)
 
     def refresh(self) -> None:
         """Count anew. Label sets seen before and empty now go to zero."""
@@ -78,10 +82,13 @@ class InFlightSource:
             if session.route:
                 counts[WEBSOCKETS, (session.route,)] += 1
         for key in counts.keys() - self._gauges.keys():
-            metric, labels = key
-            self._gauges[key] = Number(self._page.slots, self._page.allocate(metric, labels))
+            self._gauge(*key)
         for key, gauge in self._gauges.items():
             gauge.set(counts[key])
+
+    def _gauge(self, metric: Metric, labels: tuple[str, ...]) -> None:
+        number = Number(self._page.slots, self._page.allocate(metric, labels))
+        self._gauges[metric, labels] = number
 
 
 def _labels(request: LiveRequest) -> tuple[str, str]:

@@ -1,11 +1,12 @@
 """The process, as the operating system sees it: CPU, memory, descriptors, threads, switches.
 
-Names are those Prometheus users know (``process_*``) and, beyond them, OpenTelemetry's. Figures a
-platform does not have get no series.
+Names are those Prometheus users know (``process_*``) and, beyond them, OpenTelemetry's. A figure
+that cannot be had here (another platform, a sandbox) gets no series: absent is not zero.
 """
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 
 import psutil
@@ -66,18 +67,27 @@ class ProcessSource:
 
     def __init__(self, page: Page) -> None:
         self._process = psutil.Process()
-        self._numbers: list[tuple[Number, Reading]] = []
-        for metric, labels, read in self._readings():
-            try:
-                read()
-            except (psutil.Error, AttributeError, OSError):
-                continue  # not to be had on this platform
-            self._numbers.append((Number(page.slots, page.allocate(metric, labels)), read))
+        self._numbers = [
+            (Number(page.slots, page.allocate(metric, labels)), read)
+            for metric, labels, read in self._readings()
+            if _can(read)
+        ]
 
     def refresh(self) -> None:
+        """Read everything once.
+
+        One figure that fails does not cost the others: all are tried, then the last failure is
+        raised (``psutil.Error``, ``OSError``), and the figure keeps its value.
+        """
+        failure: Exception | None = None
         with self._process.oneshot():
             for number, read in self._numbers:
-                number.set(read())
+                try:
+                    number.set(read())
+                except (psutil.Error, OSError) as error:
+                    failure = error
+        if failure is not None:
+            raise failure
 
     def _readings(self) -> list[tuple[Metric, tuple[str, ...], Reading]]:
         process = self._process
@@ -85,10 +95,28 @@ class ProcessSource:
             (CPU, (), lambda: process.cpu_times().user + process.cpu_times().system),
             (RESIDENT, (), lambda: process.memory_info().rss),
             (VIRTUAL, (), lambda: process.memory_info().vms),
-            (OPEN_FDS, (), process.num_fds),
-            (MAX_FDS, (), lambda: process.rlimit(psutil.RLIMIT_NOFILE)[0]),
-            (START_TIME, (), process.create_time),
-            (THREADS, (), process.num_threads),
+            (OPEN_FDS, (), lambda: process.num_fds()),
+            (MAX_FDS, (), _max_fds),
+            (START_TIME, (), lambda: process.create_time()),
+            (THREADS, (), lambda: process.num_threads()),
             (SWITCHES, ("voluntary",), lambda: process.num_ctx_switches().voluntary),
             (SWITCHES, ("involuntary",), lambda: process.num_ctx_switches().involuntary),
         ]
+
+
+def _can(read: Reading) -> bool:
+    """Whether this figure is to be had here: psutil leaves out methods a platform cannot serve."""
+    try:
+        read()
+    except (psutil.Error, AttributeError, NotImplementedError, OSError):
+        return False
+    return True
+
+
+def _max_fds() -> float:
+    """The soft limit. From ``resource``, as psutil knows limits on Linux only.
+
+    No limit at all reads -1; taken as the unsigned number it is in C, it stays larger than any use.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return float(soft % 2**64)

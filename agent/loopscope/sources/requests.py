@@ -13,7 +13,7 @@ from __future__ import annotations
 from asyncio import CancelledError
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.faults import Faults
@@ -256,7 +256,7 @@ class RequestRecorder:
 
         self.exemplars: dict[tuple[tuple[str, ...], int], Exemplar] = {}
         """The latest sampled trace by (labels, bucket) of the duration histogram."""
-        self.cannot_tell: set[type[Any]] = set()
+        self.cannot_tell: set[type[object]] = set()
         """Kinds of server objects that do not know whether their client has left."""
         self.malformed = 0
         """Messages the app sent that no server would understand; they were passed on unread."""
@@ -570,12 +570,12 @@ class HttpExchange(Exchange):
         if self.disconnected:
             return True
         cannot_tell = self.recorder.cannot_tell
-        server: Any = getattr(self._receive, "__self__", None)
-        kind = cast("type[Any]", type(server))
+        server: object = getattr(self._receive, "__self__", None)
+        kind = type(server)
         if kind in cannot_tell:
             return False
         try:
-            return server.disconnected is True
+            return server.disconnected is True  # type: ignore[attr-defined]
         except AttributeError:
             if len(cannot_tell) < _MAX_SERVER_TYPES:
                 cannot_tell.add(kind)
