@@ -91,7 +91,7 @@ class Agent:
             request_overhead=lambda: sum(r.requests.overhead for r in self._recorders),
             errors=lambda: self.faults.counts,
             folded=lambda: sum(r.requests.folded + r.websockets.folded for r in self._recorders),
-            series=lambda: len(self._own_reader.series),
+            series=lambda: self.page.series_count,
         )
         self.gc = GcSource(self.page, self.clock.now)
         self._refreshed = (

@@ -41,4 +41,11 @@ app = Starlette(routes=[Route("/ready", ready), Route("/slow", slow), Route("/st
 app.add_middleware(Loopscope)
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), loop=sys.argv[2], log_level="warning")
+    uvicorn.run(
+        app,
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        loop=sys.argv[2],
+        http="h11",  # lets invented methods through
+        log_level="warning",
+    )

@@ -114,6 +114,8 @@ class Page:
         self._fd = fd
         self._lock = threading.Lock()  # allocation only: the hot path never comes here
         self._metrics: dict[str, int] = {}
+        self.series_count = 0
+        """Series allocated so far."""
         self.path: Path | None = None
         self.view = memoryview(memory)
         self.slots: memoryview[float] = self.view.cast("d")
@@ -183,7 +185,9 @@ class Page:
             if number is None:
                 self._append(asdict(metric), 0)
                 number = self._metrics[metric.name] = len(self._metrics)
-            return self._append([number, *labels], metric.slot_count)
+            first_slot = self._append([number, *labels], metric.slot_count)
+            self.series_count += 1
+            return first_slot
 
     def _append(self, key: object, slot_count: int) -> int:
         raw = json.dumps(key, separators=(",", ":")).encode()

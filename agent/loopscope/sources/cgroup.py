@@ -60,7 +60,7 @@ def parse_statistics(text: str) -> tuple[float, float, float] | None:
     None where no quota is accounted for: at the root of cgroup v2, and in groups without the cpu
     controller. Version 2 counts throttled time in microseconds, version 1 in nanoseconds.
     """
-    values = dict(pair for line in text.splitlines() if len(pair := line.split()) == 2)
+    values = {name: value for name, _, value in (line.partition(" ") for line in text.splitlines())}
     try:
         seconds = (
             int(values["throttled_usec"]) / 1e6

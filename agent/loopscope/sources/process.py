@@ -95,10 +95,10 @@ class ProcessSource:
             (CPU, (), lambda: process.cpu_times().user + process.cpu_times().system),
             (RESIDENT, (), lambda: process.memory_info().rss),
             (VIRTUAL, (), lambda: process.memory_info().vms),
-            (OPEN_FDS, (), lambda: process.num_fds()),
+            (OPEN_FDS, (), process.num_fds),
             (MAX_FDS, (), _max_fds),
-            (START_TIME, (), lambda: process.create_time()),
-            (THREADS, (), lambda: process.num_threads()),
+            (START_TIME, (), process.create_time),
+            (THREADS, (), process.num_threads),
             (SWITCHES, ("voluntary",), lambda: process.num_ctx_switches().voluntary),
             (SWITCHES, ("involuntary",), lambda: process.num_ctx_switches().involuntary),
         ]
