@@ -80,14 +80,14 @@ def published(name: str, **labels: str) -> float:
     agent = current_agent()
     if agent is None:
         return 0.0
-    text = agent.render("")[0].decode()
+    text = b"".join(agent.render("")[0]).decode()
     return sum(float(sample.value) for sample in _samples(text, name, labels))
 
 
 def label_sets(name: str) -> list[dict[str, str]]:
     """The label sets under which a sample is published."""
     agent = current_agent()
-    text = agent.render("")[0].decode() if agent is not None else ""
+    text = b"".join(agent.render("")[0]).decode() if agent is not None else ""
     return [sample.labels for sample in _samples(text, name, {})]
 
 

@@ -190,8 +190,8 @@ class Agent:
         """WebSocket sessions under way, on all loops. Safe from any thread."""
         return [session for r in self._recorders for session in list(r.websockets.active)]
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """Body and content type of ``/metrics``. Takes a while: not for an event loop's thread."""
+    def render(self, accept: str) -> tuple[list[bytes], str]:
+        """Body, in pieces, and content type of ``/metrics``. Not for an event loop's thread."""
         with self._lock:
             wall, cpu = time.perf_counter(), time.thread_time()
             page = self._metrics_page.render(accept)

@@ -95,7 +95,7 @@ def test_openmetrics_parses_with_exemplars(whole_catalogue: Page) -> None:
     page = MetricsPage(lambda: families, exemplars=lambda: {(duration.name, labels, 1): exemplar})
     body, content_type = page.render(OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text")
-    parsed = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
+    parsed = parse_openmetrics(b"".join(body).decode())  # type: ignore[no-untyped-call]
     samples = [s for family in parsed for s in family.samples]
     (found,) = [s for s in samples if s.exemplar]
     assert found.labels["le"] == "0.01"
@@ -109,7 +109,7 @@ def test_users_metrics_appear_on_the_same_page(whole_catalogue: Page, accept: st
     Counter("orders", "Orders.", registry=registry).inc()
     Counter("process_cpu_seconds", "A rival.", registry=registry)
     page = MetricsPage(lambda: families_of(whole_catalogue), user_registry=registry)
-    body = page.render(accept)[0].decode()
+    body = b"".join(page.render(accept)[0]).decode()
     assert "orders_total 1.0" in body
     assert body.count("# TYPE process_cpu_seconds") == 1
 

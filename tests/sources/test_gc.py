@@ -57,7 +57,7 @@ def _slots(page: Page, name: str) -> dict[str, list[float]]:
     reader = PageReader()
     reader.update(page.view)
     return {
-        s.labels[0]: page.slots[s.offset // 8 : s.end // 8].tolist()
+        s.labels[0]: list(page.slots[s.offset // 8 : s.end // 8])
         for s in reader.series
         if s.metric.name == name
     }
@@ -231,7 +231,7 @@ def test_stopping_takes_out_our_hook_and_no_other(page: Page) -> None:
     gc.callbacks.append(others)
     try:
         with hooked(page):
-            with hooked(page):
+            with hooked(Page.anonymous(Clock(), capacity=1 << 16)):
                 pass
             left = len(gc.callbacks)
             gc.collect()

@@ -7,19 +7,25 @@ service's own (``metrics_app``), and not on anyio's limiter, which the service m
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hmac
-from collections.abc import Awaitable, Callable
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from loopscope.admin.snapshot import snapshot
 from loopscope.agent import Agent, current_agent
 from loopscope.settings import resolve
+
+_GZIP = 31
+"""zlib's number for gzip's format with the largest window."""
+
+_SLICE = 64 * 1024
+"""Bytes handed to a server at once."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -59,7 +65,7 @@ class AdminApp:
         squeeze = "gzip" in headers.get("accept-encoding", "")
         work = partial(_metrics, agent, headers.get("accept", ""), squeeze)
         body, content_type = await asyncio.get_running_loop().run_in_executor(agent.renderer, work)
-        response = Response(body, headers={"content-type": content_type})
+        response = StreamingResponse(_sliced(body), headers={"content-type": content_type})
         if squeeze:
             response.headers["content-encoding"] = "gzip"
         response.headers["vary"] = "accept, accept-encoding"
@@ -114,9 +120,21 @@ def metrics_app() -> Starlette:
     return AdminApp(current_agent, token=resolve({}).token).application()
 
 
-def _metrics(agent: Agent, accept: str, squeeze: bool) -> tuple[bytes, str]:
+def _metrics(agent: Agent, accept: str, squeeze: bool) -> tuple[list[bytes], str]:
     body, content_type = agent.render(accept)
-    return (gzip.compress(body, compresslevel=1) if squeeze else body), content_type
+    return (_squeezed(body) if squeeze else body), content_type
+
+
+def _squeezed(pieces: list[bytes]) -> list[bytes]:
+    compressor = zlib.compressobj(level=1, wbits=_GZIP)
+    return [*map(compressor.compress, pieces), compressor.flush()]
+
+
+async def _sliced(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    """No piece larger than a socket's buffer: a transport that holds megabytes moves them about."""
+    for piece in pieces:
+        for start in range(0, len(piece), _SLICE):
+            yield piece[start : start + _SLICE]
 
 
 def _not_running() -> Response:

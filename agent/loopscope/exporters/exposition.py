@@ -9,7 +9,7 @@ costs one comparison. What is left gives the GIL away every few series.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import cast
@@ -51,6 +51,19 @@ class Exposition:
         self, families: Iterable[Family], *, openmetrics: bool = False, exemplars: Exemplars = _NONE
     ) -> str:
         """The families' text: the classic format, or OpenMetrics without its closing ``# EOF``."""
+        return "".join(self.pieces(families, openmetrics=openmetrics, exemplars=exemplars))
+
+    def pieces(
+        self,
+        families: Iterable[Family],
+        *,
+        openmetrics: bool = False,
+        exemplars: Exemplars = _NONE,
+    ) -> Iterator[str]:
+        """The same in pieces of some ten kilobytes.
+
+        Joining, encoding and sending megabytes at once would each hold the GIL for milliseconds.
+        """
         blocks: dict[tuple[str, Labels], _Block] = {}
         output: list[str] = []
         for family in families:
@@ -63,9 +76,11 @@ class Exposition:
                     text = _with_exemplars(text, key, exemplars)
                 output.append(text)
                 if len(blocks) % _BREATHE_EVERY == 0:
+                    yield "".join(output)
+                    output.clear()
                     self._breathe(_BREATH_SECONDS)
         self._blocks = blocks  # series that are gone are forgotten
-        return "".join(output)
+        yield "".join(output)
 
     def _block(self, key: tuple[str, Labels], family: Family, labels: Labels, raw: Raw) -> _Block:
         known = self._blocks.get(key)

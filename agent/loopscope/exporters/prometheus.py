@@ -27,7 +27,7 @@ from loopscope.exporters.exposition import Exposition, bounds_as_text
 Exemplar = tuple[float, float, int, int]
 """Observed value, Unix time, trace id, span id."""
 
-_EOF = "# EOF\n"
+_EOF = b"# EOF\n"
 
 
 class LoopscopeCollector(Collector):
@@ -91,19 +91,20 @@ class MetricsPage:
         self._user_registry = user_registry
         self._exposition = Exposition()
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """Body and content type for an ``Accept`` header."""
+    def render(self, accept: str) -> tuple[list[bytes], str]:
+        """Body, in pieces, and content type for an ``Accept`` header."""
         encode, content_type = choose_encoder(accept)
         openmetrics = content_type.startswith("application/openmetrics-text")
         families = self._families()
         exemplars = _rendered(self._exemplars()) if openmetrics else {}
-        body = self._exposition.render(families, openmetrics=openmetrics, exemplars=exemplars)
+        text = self._exposition.pieces(families, openmetrics=openmetrics, exemplars=exemplars)
+        body = [piece.encode() for piece in text]
         if self._user_registry is not None:
             ours = {family.metric.family for family in families}
-            body += encode(_Others(self._user_registry, ours)).decode()
+            body.append(encode(_Others(self._user_registry, ours)))
         elif openmetrics:
-            body += _EOF
-        return body.encode(), content_type
+            body.append(_EOF)
+        return body, content_type
 
 
 def _rendered(
