@@ -145,12 +145,12 @@ def test_a_group_outside_the_namespace_is_not_guessed_at(page: Page, tmp_path: P
 @pytest.mark.parametrize(
     ("groups", "files"),
     [
-        ("", {"": V2.format(periods=1, throttled=1)}),
+        ("", {"": text(V2, 1, 1)}),
         ("0::/\n", {}),
         ("0::/\n", {"": V2_WITHOUT_CONTROLLER}),
         ("0::/\n", {"": "nr_periods many\nnr_throttled 0\nthrottled_usec 0\n"}),
         ("what is this", {}),
-        ("2:cpuset:/\n1:cpuacct:/\n", {"cpuset": "", "cpuacct": V1}),
+        ("2:cpuset:/\n1:cpuacct:/\n", {"cpuset": text(V1, 1, 1), "cpu": text(V1, 1, 1)}),
     ],
     ids=["no groups", "no mount", "no quota", "no number", "no sense", "no cpu controller"],
 )
@@ -211,8 +211,8 @@ def test_this_machine_can_be_asked(page: Page) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (V2.format(periods=3, throttled=2), (3, 2, 1.5)),
-        (V1.format(periods=3, throttled=2), (3, 2, 1.5)),
+        (text(V2, 3, 2), (3, 2, 1.5)),
+        (text(V1, 3, 2), (3, 2, 1.5)),
         (V2_WITHOUT_CONTROLLER, None),
         ("", None),
         ("nr_periods 3\nnr_throttled 2\n", None),

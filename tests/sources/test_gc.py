@@ -288,6 +288,25 @@ def test_a_failure_in_the_hook_is_raised_by_refresh_only(page: Page) -> None:
         source.refresh()
 
 
+def test_a_start_that_could_not_be_timed_is_no_pause(page: Page) -> None:
+    """When the clock fails at a collection's start, its end is not measured from an older start."""
+    readings = iter([1.0, 1.5, None, 1000.0])
+
+    def now() -> float:
+        reading = next(readings)
+        if reading is None:
+            raise RuntimeError("no clock")
+        return reading
+
+    with hooked(page, now) as source:
+        gc.collect()
+        gc.collect()
+    buckets, total = pauses(page, "2")
+    assert (sum(buckets), total) == (1, 0.5)
+    with pytest.raises(RuntimeError, match="no clock"):
+        source.refresh()
+
+
 def test_an_unknown_generation_is_a_failure_like_any_other(page: Page) -> None:
     """A generation this interpreter did not announce is reported, not recorded elsewhere."""
     with hooked(page) as source:
