@@ -63,6 +63,11 @@ class Recorders:
         self.websockets = websockets
         self.thread = 0
         self.loop: Callable[[], object] = lambda: None
+        requests.switch_off = self.retire
+
+    def retire(self) -> None:
+        """Take these recorders out of use: whoever holds them has to ask for new ones."""
+        self.thread = 0
 
     def bind(self) -> None:
         """Make the calling thread and its running loop the owner."""
@@ -121,7 +126,7 @@ class Agent:
     def stop(self) -> None:
         """Undo everything: hooks, threads, sockets. Requests under way still end in peace."""
         for recorders in self._recorders:
-            recorders.thread = 0
+            recorders.retire()
         self._front.stop()
         self.renderer.shutdown(wait=False, cancel_futures=True)
         self.gc.stop()
@@ -132,7 +137,7 @@ class Agent:
     def abandon(self) -> None:
         """In a forked child: let go of what is the parent's, so that a new agent can start."""
         for recorders in self._recorders:
-            recorders.thread = 0
+            recorders.retire()
         self._front.abandon()
         self.gc.stop()
 
@@ -149,8 +154,13 @@ class Agent:
         if last:
             _retire(self)
 
-    def recorders(self) -> Recorders:
-        """The calling thread's recorders, for the event loop that runs in it."""
+    def recorders(self) -> Recorders | None:
+        """The calling thread's recorders, for the event loop that runs in it.
+
+        None once recording has failed too often and is switched off.
+        """
+        if self.faults.is_off("requests"):
+            return None
         with self._lock:
             mine = get_ident()
             for recorders in self._recorders:

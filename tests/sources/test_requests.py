@@ -336,6 +336,29 @@ async def test_a_fault_of_ours_leaves_the_request_alone(monkeypatch: pytest.Monk
     assert published("loopscope_agent_errors_total", part="requests") == 1
 
 
+@pytest.mark.quiet_faults
+async def test_recording_that_keeps_failing_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a hundred failures nothing is recorded any more, and requests are served as before."""
+    app = service(hello)
+    await call(app, "/items/1")
+    recorders = app._recorders
+    assert recorders is not None
+    tries = 0
+
+    def fails(*args: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(recorders.requests, "record", fails)
+    for _ in range(Faults.TOLERANCE + 20):
+        assert (await call(app, "/items/1")).body == b"hello"
+    assert tries == Faults.TOLERANCE
+    assert published("loopscope_agent_errors_total", part="requests") == Faults.TOLERANCE
+
+
 async def test_queue_time_is_off_unless_asked_for() -> None:
     """X-Request-Start is read only where the setting says so."""
     header = [(b"x-request-start", f"t={time.time() - 2:.3f}".encode())]

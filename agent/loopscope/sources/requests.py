@@ -256,6 +256,8 @@ class RequestRecorder:
 
         self.exemplars: dict[tuple[tuple[str, ...], int], Exemplar] = {}
         """The latest sampled trace by (labels, bucket) of the duration histogram."""
+        self.switch_off: Callable[[], None] = lambda: None
+        """What ends the use of this recorder once it has failed too often."""
         self.cannot_tell: set[type[object]] = set()
         """Kinds of server objects that do not know whether their client has left."""
         self.malformed = 0
@@ -269,6 +271,8 @@ class RequestRecorder:
     def failed(self, error: Exception) -> None:
         """Recording went wrong: the request goes on, the fault is counted."""
         self.faults.report("requests", error)
+        if self.faults.is_off("requests"):
+            self.switch_off()
 
     def record(self, exchange: HttpExchange, key: Key, ended: float) -> None:
         """Add one finished request to its label set."""
