@@ -7,11 +7,13 @@ Counters, histograms and ordinary gauges are added up. Gauges that mean somethin
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from loopscope.core.metric import Metric
 from loopscope.core.page import Labels, PageReader
+
+_BREATHE_EVERY = 128
 
 Raw = tuple[bytes, ...]
 """A series' slots as they stand in each page that has it: equal bytes, equal values."""
@@ -42,12 +44,17 @@ class Family:
         return [sum(column) for column in zip(*map(unpack, raw), strict=True)]
 
 
-def merge(pages: Iterable[ReadPage]) -> list[Family]:
-    """All families of ``pages``, in order of first appearance."""
+def merge(pages: Iterable[ReadPage], breathe: Callable[[], None] = lambda: None) -> list[Family]:
+    """All families of ``pages``, in order of first appearance.
+
+    ``breathe`` is called every few series: a place to let other threads run.
+    """
     families: dict[str, Family] = {}
     for page in pages:
         buffer = page.buffer
-        for series in page.reader.series:
+        for number, series in enumerate(page.reader.series):
+            if number % _BREATHE_EVERY == 0:
+                breathe()
             metric = series.metric
             labels = series.labels
             apart = metric.per_worker and page.worker

@@ -26,7 +26,7 @@ Exemplars = Mapping[tuple[str, Labels, int], str]
 
 _NONE: Exemplars = MappingProxyType({})
 
-_BREATHE_EVERY = 64
+_BREATHE_EVERY = 32
 _BREATH_SECONDS = 0.00005
 """Series between two breaths, and how long one is: long enough to hand the GIL over."""
 
