@@ -8,6 +8,7 @@ process (or of another version) can make sense of a page without sharing code wi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal, get_args
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -57,6 +58,8 @@ class Metric:
             raise ValueError(f"{self.name}: {self.kind} is no kind of metric")
         if (self.kind == "histogram") != bool(self.bounds):
             raise ValueError(f"{self.name}: a histogram has bounds, nothing else does")
+        if not all(map(isfinite, self.bounds)):
+            raise ValueError(f"{self.name}: bounds are finite, +Inf goes without saying")
         if list(self.bounds) != sorted(set(self.bounds)):
             raise ValueError(f"{self.name}: bounds must ascend without repeating: {self.bounds}")
         if (self.kind == "counter") != self.name.endswith("_total"):

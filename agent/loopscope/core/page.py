@@ -36,10 +36,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from reprlib import repr as brief  # a broken key may be deep and long
 from typing import Any, cast
 
 from loopscope.core.clock import Clock
-from loopscope.core.metric import Metric
+from loopscope.core.metric import Kind, Metric
 
 MAGIC = b"LOOPSCP\0"
 FORMAT = 1
@@ -113,7 +114,7 @@ class Page:
         self._memory = memory
         self._fd = fd
         self._lock = threading.Lock()  # allocation only: the hot path never comes here
-        self._metrics: dict[str, int] = {}
+        self._metrics: dict[Metric, int] = {}
         self.series_count = 0
         """Series allocated so far."""
         self.path: Path | None = None
@@ -180,11 +181,14 @@ class Page:
         """
         if len(labels) != len(metric.labels):
             raise ValueError(f"{metric.name} has labels {metric.labels}, not {len(labels)} values")
+        if not all(isinstance(label, str) for label in cast("Sequence[object]", labels)):
+            # Readers would refuse not just this series but the page.
+            raise ValueError(f"{metric.name}: label values are text, unlike {labels!r}")
         with self._lock:
-            number = self._metrics.get(metric.name)
+            number = self._metrics.get(metric)
             if number is None:
                 self._append(asdict(metric), 0)
-                number = self._metrics[metric.name] = len(self._metrics)
+                number = self._metrics[metric] = len(self._metrics)
             first_slot = self._append([number, *labels], metric.slot_count)
             self.series_count += 1
             return first_slot
@@ -256,7 +260,7 @@ class PageReader:
             raise PageError("corrupt", "a page never shrinks")
         for key, offset, slot_count in _records(buffer, self._parsed, header.used):
             self._take(key, offset, slot_count)
-        self._parsed = header.used
+            self._parsed = offset + 8 * slot_count  # not twice, should the next record be corrupt
         return header
 
     def _take(self, key: object, offset: int, slot_count: int) -> None:
@@ -265,10 +269,10 @@ class PageReader:
             return
         number, labels = _series_key(key)
         if not 0 <= number < len(self._metrics):
-            raise PageError("corrupt", f"key {key!r} names an undeclared metric")
+            raise PageError("corrupt", f"key {brief(key)} names an undeclared metric")
         metric = self._metrics[number]
         if metric.slot_count != slot_count or len(labels) != len(metric.labels):
-            raise PageError("corrupt", f"series {key!r} does not fit {metric.name}")
+            raise PageError("corrupt", f"series {brief(key)} does not fit {metric.name}")
         self.series.append(Series(metric, labels, offset))
 
 
@@ -335,24 +339,35 @@ def _records(buffer: bytes | memoryview, start: int, end: int) -> Iterator[tuple
 
 def _series_key(key: object) -> tuple[int, Labels]:
     """Metric number and label values of a series' key."""
-    if isinstance(key, list):
-        number, *labels = cast("list[object]", key) or [None]
-        if isinstance(number, int) and all(isinstance(label, str) for label in labels):
-            return number, tuple(cast("list[str]", labels))
-    raise PageError("corrupt", f"key {key!r} is no series")
+    number, *labels = _array(key) or [None]
+    if type(number) is not int:  # isinstance would take True for 1
+        raise PageError("corrupt", f"key {brief(key)} is no series")
+    return number, tuple(map(_text, labels))
 
 
 def _metric_from(key: dict[str, Any]) -> Metric:
     """The declaration in a page as a ``Metric``; fields this version does not know are ignored."""
     try:
         return Metric(
-            name=str(key["name"]),
-            kind=key["kind"],
-            help=str(key["help"]),
-            labels=tuple(map(str, key["labels"])),
-            unit=str(key["unit"]),
-            bounds=tuple(map(float, key["bounds"])),
+            name=_text(key["name"]),
+            kind=cast("Kind", _text(key["kind"])),
+            help=_text(key["help"]),
+            labels=tuple(map(_text, _array(key["labels"]))),
+            unit=_text(key["unit"]),
+            bounds=tuple(map(float, _array(key["bounds"]))),
             per_worker=bool(key["per_worker"]),
         )
-    except (TypeError, ValueError, LookupError) as error:
-        raise PageError("corrupt", f"declaration {key!r}: {error}") from error
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
+        raise PageError("corrupt", f"declaration {brief(key)}: {error}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise PageError("corrupt", f"{brief(value)} where text belongs")
+    return value
+
+
+def _array(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise PageError("corrupt", f"{brief(value)} where a list belongs")
+    return cast("list[object]", value)
