@@ -11,10 +11,9 @@ The object holds configuration only; every request gets a small object of its ow
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from threading import get_ident
 from types import CoroutineType
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 from loopscope.admin.listener import AdminListener
 from loopscope.agent import Agent, Recorders, join_agent
@@ -59,12 +58,10 @@ class Loopscope:
         # Written out here and not in a method of the exchange: another coroutine would cost every
         # request more than all of the branches above.
         try:
-            called = self.app(scope, exchange.receive, exchange.send)
-            coroutine = (
-                cast("Coroutine[Any, Any, Any]", called)
-                if type(called) is CoroutineType
-                else as_coroutine(called)
-            )
+            called: Any = self.app(scope, exchange.receive, exchange.send)
+            coroutine: Any = called
+            if type(called) is not CoroutineType:
+                coroutine = as_coroutine(called)
             exchange.coroutine = coroutine
             try:
                 waiting_for = coroutine.send(None)

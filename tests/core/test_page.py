@@ -301,7 +301,7 @@ def test_any_metric_survives(data: st.DataObject) -> None:
     reader = PageReader()
     reader.update(page.view)
     found = [
-        (series.metric, series.labels, page.view[series.offset : series.end].cast("d").tolist())
+        (series.metric, series.labels, memoryview(series.raw(page.view)).cast("d").tolist())
         for series in reader.series
     ]
     assert found == expected
@@ -444,7 +444,7 @@ def test_the_pages_made_here_are_good() -> None:
     [
         [-1, "a"], [1, "a"], [10**400, "a"], [1 << 64, "a"], [0.0, "a"], [True, "a"], [False, "a"],
         [None, "a"], ["0", "a"], [[0], "a"], [], [0], [0, "a", "b"], [0, 1], [0, None], [0, ["a"]],
-        0, "0a", None, True, b"", b"[0", b"[0,'a']", b"\xff\xfe\x00", b"[0,\"\xff\"]",
+        0, "0a", True, b"", b"[0", b"[0,'a']", b"\xff\xfe\x00", b"[0,\"\xff\"]",
         b"[" * 100_000, b"[" * 400 + b"]" * 400, b'{"name":' * 100_000,
     ],
     ids=lambda key: repr(key)[:20],
@@ -523,7 +523,8 @@ def reads_or_refuses(buffer: bytes) -> None:
     except PageError as error:
         assert error.reason in PageError.REASONS  # noqa: PT017 - either way is right
     for series in reader.series:
-        assert HEADER_BYTES <= series.offset < series.end <= len(buffer)
+        for first, count in series.runs:
+            assert HEADER_BYTES <= 8 * first < 8 * (first + count) <= len(buffer)
         assert len(series.labels) == len(series.metric.labels)
 
 
@@ -607,3 +608,41 @@ def test_refusing_leaves_no_descriptor_behind(tmp_path: Path) -> None:
         for path in (foreign, pipe, tmp_path, tmp_path / "missing"):
             reason(path)
     assert opened_in(tmp_path) == []
+
+
+def test_series_can_share_slots(page: Page) -> None:
+    """What is laid over slots shows what is in them: a histogram, and the counter of its events."""
+    block = page.allocate_block(TIMES.slot_count)
+    labels = tuple("x" for _ in TIMES.labels)
+    last = TIMES.slot_count - 1
+    page.lay(TIMES, labels, (block + 1, last), (block, 1))
+    page.lay(COUNTER, ("a",), (block + 1, last))
+    page.slots[block] = 0.5
+    page.slots[block + 1] = 2.0
+    page.slots[block + last] = 1.0
+    found = values(page.view)
+    assert found[(TIMES.name, *labels)] == [2.0, *[0.0] * (last - 2), 1.0, 0.5]
+    assert found[(COUNTER.name, "a")] == [3.0]
+
+
+def test_a_series_is_laid_only_over_slots_that_are_there(page: Page) -> None:
+    """Neither beyond the end nor over the header, and never over too few."""
+    with pytest.raises(ValueError, match="not allocated"):
+        page.lay(COUNTER, ("a",), (page.used // 8, 1))
+    with pytest.raises(ValueError, match="not allocated"):
+        page.lay(COUNTER, ("a",), (0, 1))
+    with pytest.raises(ValueError, match="slots"):
+        page.lay(TIMES, tuple("x" for _ in TIMES.labels), (page.allocate_block(1), 1))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        [[1 << 40, 1], 0, "a"], [[0, 1], 0, "a"], [[36, 0], 0, "a"], [[36], 0, "a"],
+        [[-1, 1], 0, "a"], [[36, -1], 0, "a"], [[True, 1], 0, "a"], [[36, 1]], [[[36, 1]], 0, "a"],
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_series_laid_over_nothing_is_corrupt(key: object) -> None:
+    """A reader never leaves the part of the page that is in use."""
+    broken(page_of((None, 8), (DECLARED, 0), (key, 0)))

@@ -32,8 +32,7 @@ def slots_of(buffer: bytes) -> Slots:
     reader = PageReader()
     reader.update(buffer)
     return {
-        series.labels: tuple(memoryview(buffer)[series.offset : series.end].cast("d"))
-        for series in reader.series
+        series.labels: tuple(memoryview(series.raw(buffer)).cast("d")) for series in reader.series
     }
 
 

@@ -37,7 +37,7 @@ def read(page: Page) -> list[float]:
     """The values in the page, in the order of ``METRICS``; empty where there are no series."""
     reader = PageReader()
     reader.update(page.view)
-    values = {s.metric.name: page.slots[s.offset // 8] for s in reader.series}
+    values = {s.metric.name: page.slots[s.runs[0][0]] for s in reader.series}
     assert list(values) in ([], [metric.name for metric in METRICS])
     return list(values.values())
 

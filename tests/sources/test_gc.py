@@ -57,7 +57,7 @@ def _slots(page: Page, name: str) -> dict[str, list[float]]:
     reader = PageReader()
     reader.update(page.view)
     return {
-        s.labels[0]: list(page.slots[s.offset // 8 : s.end // 8])
+        s.labels[0]: [float(value) for value in memoryview(s.raw(page.view)).cast("d")]
         for s in reader.series
         if s.metric.name == name
     }

@@ -27,7 +27,7 @@ def read(page: Page) -> dict[tuple[str, ...], float]:
     """Every value in the page, by metric name and labels."""
     reader = PageReader()
     reader.update(page.view)
-    return {(s.metric.name, *s.labels): page.slots[s.offset // 8] for s in reader.series}
+    return {(s.metric.name, *s.labels): page.slots[s.runs[0][0]] for s in reader.series}
 
 
 def test_every_declared_metric_is_read(page: Page) -> None:

@@ -37,11 +37,12 @@ class Family:
     rows: dict[Labels, Raw] = field(default_factory=dict[Labels, Raw])
 
     def values(self, raw: Raw) -> list[float]:
-        """The slots of one row, added up over its writers."""
-        unpack = struct.Struct(f"={self.metric.slot_count}d").unpack
+        """The slots of one row, added up over its writers: ``metric.slot_count`` numbers."""
+        if self.metric.kind == "counter":
+            return [sum(map(sum, map(_numbers, raw)))]
         if len(raw) == 1:
-            return list(unpack(raw[0]))
-        return [sum(column) for column in zip(*map(unpack, raw), strict=True)]
+            return list(_numbers(raw[0]))
+        return [sum(column) for column in zip(*map(_numbers, raw), strict=True)]
 
 
 def merge(pages: Iterable[ReadPage], breathe: Callable[[], None] = lambda: None) -> list[Family]:
@@ -66,7 +67,11 @@ def merge(pages: Iterable[ReadPage], breathe: Callable[[], None] = lambda: None)
                 continue  # another version's idea of the same name: cannot be added up
             if apart:
                 labels = (*labels, page.worker)
-            raw = bytes(buffer[series.offset : series.end])
+            raw = series.raw(buffer)
             known = family.rows.get(labels)
             family.rows[labels] = (raw,) if known is None else (*known, raw)
     return list(families.values())
+
+
+def _numbers(slots: bytes) -> tuple[float, ...]:
+    return struct.unpack(f"={len(slots) // 8}d", slots)

@@ -5,9 +5,16 @@ belong to it, side by side::
 
     | key length, u32 | slot count, u32 | key, JSON, padded to 8 | slots, float64 ... |
 
-Two kinds of keys: an object declares a metric (no slots; its number is the order of declaration), a
-list ``[metric number, label value, ...]`` is a series. So a page explains itself: a reader needs
-neither the writer's code nor its catalogue.
+Four kinds of keys:
+
+* an object declares a metric (no slots; its number is the order of declaration);
+* ``[metric number, label value, ...]`` is a series, whose slots are the record's;
+* ``null`` is a block of slots that no series owns;
+* ``[[slot, count, ...], metric number, label value, ...]`` is a series laid over slots of earlier
+  records (no slots of its own): so what is written together can lie together, in one or two lines
+  of the processor's cache, and two series can count the same events in the same slots.
+
+So a page explains itself: a reader needs neither the writer's code nor its catalogue.
 
 Rules that make it safe without locks on the hot path and across processes:
 
@@ -92,17 +99,30 @@ class Header:
     closed: bool
 
 
+Run = tuple[int, int]
+"""Slots side by side: the first one's index, and how many there are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series found in a page: its metric, label values, and where its slots begin (bytes)."""
+    """One series found in a page: its metric, its label values, and where its slots are.
+
+    A histogram's or a gauge's runs add up to ``metric.slot_count`` slots; a counter may have more,
+    whose sum it is.
+    """
 
     metric: Metric
     labels: Labels
-    offset: int
+    runs: tuple[Run, ...]
 
-    @property
-    def end(self) -> int:
-        return self.offset + 8 * self.metric.slot_count
+    def raw(self, buffer: bytes | memoryview) -> bytes:
+        """The series' slots, copied from a page's bytes."""
+        (first, count), *more = self.runs
+        raw = bytes(buffer[8 * first : 8 * (first + count)])
+        if more:  # two runs at most are common: cheaper than joining
+            for first, count in more:
+                raw += buffer[8 * first : 8 * (first + count)]
+        return raw
 
 
 class Page:
@@ -179,19 +199,46 @@ class Page:
         The same series may be added several times, once for each writer; readers add them up.
         Raises ``PageFullError``, and ``ValueError`` where labels do not fit the metric.
         """
+        with self._lock:
+            first_slot = self._append(self._key(metric, labels), metric.slot_count)
+            self.series_count += 1
+            return first_slot
+
+    def allocate_block(self, slot_count: int) -> int:
+        """Add ``slot_count`` zeros of no series and return the first one's index in ``slots``.
+
+        Raises ``PageFullError``.
+        """
+        with self._lock:
+            return self._append(None, slot_count)
+
+    def lay(self, metric: Metric, labels: Sequence[str], *runs: Run) -> None:
+        """Add a series whose slots are ``runs`` of slots allocated before.
+
+        Raises ``PageFullError``, and ``ValueError`` where labels or the number of slots do not fit
+        the metric.
+        """
+        if not _fits(metric, runs):
+            raise ValueError(f"{metric.name} takes {metric.slot_count} slots, not {runs}")
+        if not _exist(runs, self.used):
+            raise ValueError(f"{metric.name}: slots {runs} are not allocated")
+        with self._lock:
+            flat = [part for run in runs for part in run]
+            self._append([flat, *self._key(metric, labels)], 0)
+            self.series_count += 1
+
+    def _key(self, metric: Metric, labels: Sequence[str]) -> list[object]:
+        """A series' key; declares the metric first if need be."""
         if len(labels) != len(metric.labels):
             raise ValueError(f"{metric.name} has labels {metric.labels}, not {len(labels)} values")
         if not all(isinstance(label, str) for label in cast("Sequence[object]", labels)):
             # Readers would refuse not just this series but the page.
             raise ValueError(f"{metric.name}: label values are text, unlike {labels!r}")
-        with self._lock:
-            number = self._metrics.get(metric)
-            if number is None:
-                self._append(asdict(metric), 0)
-                number = self._metrics[metric] = len(self._metrics)
-            first_slot = self._append([number, *labels], metric.slot_count)
-            self.series_count += 1
-            return first_slot
+        number = self._metrics.get(metric)
+        if number is None:
+            self._append(asdict(metric), 0)
+            number = self._metrics[metric] = len(self._metrics)
+        return [number, *labels]
 
     def _append(self, key: object, slot_count: int) -> int:
         raw = json.dumps(key, separators=(",", ":")).encode()
@@ -267,13 +314,20 @@ class PageReader:
         if isinstance(key, dict):
             self._metrics.append(_metric_from(cast("dict[str, Any]", key)))
             return
-        number, labels = _series_key(key)
+        if key is None:
+            return
+        runs, number, labels = _series_key(key)
         if not 0 <= number < len(self._metrics):
             raise PageError("corrupt", f"key {brief(key)} names an undeclared metric")
         metric = self._metrics[number]
-        if metric.slot_count != slot_count or len(labels) != len(metric.labels):
+        if runs is None:
+            fits = slot_count == metric.slot_count
+            runs = ((offset // 8, slot_count),)
+        else:
+            fits = slot_count == 0 and _fits(metric, runs) and _exist(runs, offset)
+        if not fits or len(labels) != len(metric.labels):
             raise PageError("corrupt", f"series {brief(key)} does not fit {metric.name}")
-        self.series.append(Series(metric, labels, offset))
+        self.series.append(Series(metric, labels, runs))
 
 
 def read_header(buffer: bytes | memoryview, size: int | None = None) -> Header:
@@ -337,12 +391,40 @@ def _records(buffer: bytes | memoryview, start: int, end: int) -> Iterator[tuple
         yield key, slots_start, slot_count
 
 
-def _series_key(key: object) -> tuple[int, Labels]:
-    """Metric number and label values of a series' key."""
+def _series_key(key: object) -> tuple[tuple[Run, ...] | None, int, Labels]:
+    """Runs (None: the record's own slots), metric number and label values of a series' key."""
     number, *labels = _array(key) or [None]
-    if type(number) is not int:  # isinstance would take True for 1
+    runs = None
+    if isinstance(number, list):
+        runs = _runs(cast("list[object]", number))
+        number, *labels = labels or [None]
+    if not _is_int(number):
         raise PageError("corrupt", f"key {brief(key)} is no series")
-    return number, tuple(map(_text, labels))
+    return runs, number, tuple(map(_text, labels))
+
+
+def _runs(flat: list[Any]) -> tuple[Run, ...]:
+    if not flat or len(flat) % 2 or not all(map(_is_int, flat)):
+        raise PageError("corrupt", f"{brief(flat)} are no runs of slots")
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _fits(metric: Metric, runs: Sequence[Run]) -> bool:
+    """Whether so many slots can be a series of ``metric``."""
+    count = sum(count for _, count in runs)
+    return count == metric.slot_count or (metric.kind == "counter" and count > 1)
+
+
+def _exist(runs: Sequence[Run], end: int) -> bool:
+    """Whether all slots lie between the header and byte ``end``."""
+    return all(
+        8 * first >= HEADER_BYTES and count > 0 and 8 * (first + count) <= end
+        for first, count in runs
+    )
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int  # isinstance would take True for 1
 
 
 def _metric_from(key: dict[str, Any]) -> Metric:

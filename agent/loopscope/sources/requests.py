@@ -17,7 +17,7 @@ from typing import Protocol
 
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.faults import Faults
-from loopscope.core.histogram import Histogram, Number
+from loopscope.core.histogram import Buckets, Histogram, Number
 from loopscope.core.metric import DURATION_BOUNDS, LONG_BOUNDS, SIZE_BOUNDS, STEP_BOUNDS, Metric
 from loopscope.core.page import Page, PageFullError
 from loopscope.sources.exchange import SCOPE_KEY, Exchange, Message, Receive, Scope, Send
@@ -141,8 +141,6 @@ OTHER = "_OTHER"
 BACKGROUND_FLOOR = 0.001
 """Seconds a task may take to return after the last body byte without counting as background."""
 
-_MAX_SERVER_TYPES = 64
-
 SAMPLE = 256
 """One request in so many has our own work on it timed."""
 
@@ -170,9 +168,11 @@ class Tracer(Protocol):
 
 
 class _Cell:
-    """Where in the page one label set's numbers live: indices of slots, or what writes them.
+    """Where in the page one label set's numbers live.
 
-    What most requests never have (a body, chunks, a background task) gets its series on first use.
+    What every request adds to lies together, in one block. ``duration`` counts responses whose
+    body went out at once: first and last byte are one moment then, so both histograms, and the
+    outcome with them, are laid over the same slots. Everything else gets its series on first use.
     """
 
     __slots__ = (
@@ -180,43 +180,40 @@ class _Cell:
         "background_phase",
         "chunks",
         "duration",
-        "duration_sum",
-        "first_byte",
-        "first_byte_sum",
+        "duration_apart",
+        "first_byte_apart",
         "longest_step",
-        "longest_step_sum",
-        "loop_run",
-        "outcome",
         "request_size",
         "response_size",
-        "response_size_sum",
         "stream",
+        "stream_outcome",
+        "sums",
     )
 
-    def __init__(
-        self,
-        duration: int,
-        first_byte: int,
-        response_size: int,
-        longest_step: int,
-        loop_run: int,
-        outcome: int,
-    ) -> None:
-        self.duration = duration
-        self.duration_sum = duration + len(DURATION_BOUNDS) + 1
-        self.first_byte = first_byte
-        self.first_byte_sum = first_byte + len(DURATION_BOUNDS) + 1
-        self.response_size = response_size
-        self.response_size_sum = response_size + len(SIZE_BOUNDS) + 1
-        self.longest_step = longest_step
-        self.longest_step_sum = longest_step + len(STEP_BOUNDS) + 1
-        self.loop_run = loop_run
-        self.outcome = outcome
+    def __init__(self, sums: int) -> None:
+        self.sums = sums
+        self.duration = Buckets(sums + _BUCKETS_OF_DURATION[0], DURATION_BOUNDS)
+        self.response_size = Buckets(sums + _BUCKETS_OF_SIZE[0], SIZE_BOUNDS)
+        self.longest_step = Buckets(sums + _BUCKETS_OF_STEP[0], STEP_BOUNDS)
+        self.duration_apart: Histogram | None = None
+        self.first_byte_apart: Histogram | None = None
+        self.stream: Histogram | None = None
+        self.stream_outcome: Number | None = None
         self.request_size: Histogram | None = None
         self.chunks: Number | None = None
-        self.stream: Histogram | None = None
         self.background: Histogram | None = None
         self.background_phase: Number | None = None
+
+
+# A cell's block: four sums side by side, then the buckets. Runs relative to its first slot.
+_SUM_OF_DURATION = (0, 1)
+_SUM_OF_SIZE = (1, 1)
+_SUM_OF_STEP = (2, 1)
+_LOOP_RUN = (3, 1)
+_BUCKETS_OF_DURATION = (4, len(DURATION_BOUNDS) + 1)
+_BUCKETS_OF_SIZE = (sum(_BUCKETS_OF_DURATION), len(SIZE_BOUNDS) + 1)
+_BUCKETS_OF_STEP = (sum(_BUCKETS_OF_SIZE), len(STEP_BOUNDS) + 1)
+_BLOCK = sum(_BUCKETS_OF_STEP)
 
 
 class RequestRecorder:
@@ -258,8 +255,6 @@ class RequestRecorder:
         """The latest sampled trace by (labels, bucket) of the duration histogram."""
         self.switch_off: Callable[[], None] = lambda: None
         """What ends the use of this recorder once it has failed too often."""
-        self.cannot_tell: set[type[object]] = set()
-        """Kinds of server objects that do not know whether their client has left."""
         self.malformed = 0
         """Messages the app sent that no server would understand; they were passed on unread."""
 
@@ -280,43 +275,59 @@ class RequestRecorder:
         if cell is None:
             return
         slots = self._slots
-        duration = exchange.duration
-        bucket = bisect_left(DURATION_BOUNDS, duration)
-        if exchange.is_stream:
-            self._record_stream(cell, key, duration)
+        sums = cell.sums
+        first_byte = exchange.first_byte
+        last_byte = exchange.last_byte
+        if first_byte and first_byte == last_byte and not exchange.is_stream:
+            duration = exchange.duration
+            buckets = cell.duration
+            if not buckets.above < duration <= buckets.upto:
+                buckets.find(duration)
+            slots[buckets.slot] += 1.0
+            slots[sums] += duration
         else:
-            slots[cell.duration + bucket] += 1.0
-            slots[cell.duration_sum] += duration
-        if exchange.first_byte:
-            first_byte = exchange.first_byte - exchange.started
-            if first_byte != duration:
-                bucket = bisect_left(DURATION_BOUNDS, first_byte)
-            slots[cell.first_byte + bucket] += 1.0
-            slots[cell.first_byte_sum] += first_byte
+            self._record_apart(cell, key, exchange)
+        if first_byte:
             size = exchange.bytes_sent
-            slots[cell.response_size + bisect_left(SIZE_BOUNDS, size)] += 1.0
-            slots[cell.response_size_sum] += size
+            buckets = cell.response_size
+            if not buckets.above < size <= buckets.upto:
+                buckets.find(size)
+            slots[buckets.slot] += 1.0
+            slots[sums + 1] += size
         step = exchange.longest_step
-        slots[cell.longest_step + bisect_left(STEP_BOUNDS, step)] += 1.0
-        slots[cell.longest_step_sum] += step
-        slots[cell.loop_run] += exchange.loop_run_until_last_byte
-        slots[cell.outcome] += 1.0
+        buckets = cell.longest_step
+        if not buckets.above < step <= buckets.upto:
+            buckets.find(step)
+        slots[buckets.slot] += 1.0
+        slots[sums + 2] += step
+        slots[sums + 3] += exchange.loop_run_until_last_byte
         if exchange.bytes_received:
             self._record_request_size(cell, key, exchange.bytes_received)
         if exchange.chunks:
             self._record_chunks(cell, key, exchange.chunks)
-        if exchange.last_byte and ended - exchange.last_byte > BACKGROUND_FLOOR:
-            self._record_background(cell, key, ended - exchange.last_byte)
+        if last_byte and ended - last_byte > BACKGROUND_FLOOR:
+            self._record_background(cell, key, ended - last_byte)
         if self._queue is not None:
             self._record_queue(exchange)
 
+    def _record_apart(self, cell: _Cell, key: Key, exchange: HttpExchange) -> None:
+        """First byte and last byte where they are not one moment, or one is missing."""
+        if exchange.is_stream:
+            self._record_stream(cell, key, exchange.duration)
+        else:
+            if cell.duration_apart is None:
+                cell.duration_apart = self._duration_apart(key)
+            cell.duration_apart.observe(exchange.duration)
+        if exchange.first_byte:
+            if cell.first_byte_apart is None:
+                cell.first_byte_apart = self._histogram(FIRST_BYTE, (key[1], key[0]))
+            cell.first_byte_apart.observe(exchange.first_byte - exchange.started)
+
     def add_exemplar(self, key: Key, exemplar: Exemplar) -> None:
         """Keep ``exemplar`` for the bucket of the duration histogram its value falls into."""
-        route, method, status, error_type, _ = key
         if key in self._known:
-            labels = (method, route, str(status) if status else "", error_type)
             bucket = bisect_left(DURATION_BOUNDS, exemplar[0])
-            self.exemplars[labels, bucket] = exemplar
+            self.exemplars[_duration_labels(key), bucket] = exemplar
 
     def _record_request_size(self, cell: _Cell, key: Key, size: int) -> None:
         if cell.request_size is None:
@@ -336,9 +347,11 @@ class RequestRecorder:
         cell.background_phase.add(seconds)
 
     def _record_stream(self, cell: _Cell, key: Key, seconds: float) -> None:
-        if cell.stream is None:
+        if cell.stream is None or cell.stream_outcome is None:
             cell.stream = self._histogram(STREAM_DURATION, (key[1], key[0]))
+            cell.stream_outcome = self._number(OUTCOMES, (key[0], key[1], key[4]))
         cell.stream.observe(seconds)
+        cell.stream_outcome.add()
 
     def _record_queue(self, exchange: HttpExchange) -> None:
         assert self._queue is not None and self._queue_from is not None
@@ -359,44 +372,56 @@ class RequestRecorder:
             index = self._allocated[metric.name, labels] = self._page.allocate(metric, labels)
         return index
 
+    def _duration_apart(self, key: Key) -> Histogram:
+        """A duration histogram of its own, whose buckets are the outcome's counter as well."""
+        base = self._allocate(DURATION, _duration_labels(key))
+        self._page.lay(OUTCOMES, (key[0], key[1], key[4]), (base, _BUCKETS_OF_DURATION[1]))
+        return Histogram(self._slots, base, DURATION_BOUNDS)
+
     def _cell(self, key: Key) -> _Cell | None:
-        route, method, status, error_type, outcome = key
+        route, method, _, _, outcome = key
         by_route = (method, route)
-        status_text = str(status) if status else ""
         try:
-            return _Cell(
-                duration=self._allocate(DURATION, (method, route, status_text, error_type)),
-                first_byte=self._allocate(FIRST_BYTE, by_route),
-                response_size=self._allocate(RESPONSE_SIZE, by_route),
-                longest_step=self._allocate(LONGEST_STEP, by_route),
-                loop_run=self._allocate(PHASE, (route, method, "loop_run")),
-                outcome=self._allocate(OUTCOMES, (route, method, outcome)),
-            )
+            block = self._page.allocate_block(_BLOCK)
+
+            def lay(metric: Metric, labels: tuple[str, ...], *runs: tuple[int, int]) -> None:
+                self._page.lay(metric, labels, *((block + first, count) for first, count in runs))
+
+            lay(DURATION, _duration_labels(key), _BUCKETS_OF_DURATION, _SUM_OF_DURATION)
+            lay(FIRST_BYTE, by_route, _BUCKETS_OF_DURATION, _SUM_OF_DURATION)
+            lay(OUTCOMES, (route, method, outcome), _BUCKETS_OF_DURATION)
+            lay(RESPONSE_SIZE, by_route, _BUCKETS_OF_SIZE, _SUM_OF_SIZE)
+            lay(LONGEST_STEP, by_route, _BUCKETS_OF_STEP, _SUM_OF_STEP)
+            lay(PHASE, (route, method, "loop_run"), _LOOP_RUN)
         except PageFullError:
             return None
+        return _Cell(block)
 
     def _overflow_cell(self) -> _Cell | None:
         return self._cell((OVERFLOW, OTHER, 0, OVERFLOW, OVERFLOW))
 
 
+def _duration_labels(key: Key) -> tuple[str, str, str, str]:
+    route, method, status, error_type, _ = key
+    return (method, route, str(status) if status else "", error_type)
+
+
 class HttpExchange(Exchange):
     """One HTTP request on its way through the app."""
 
-    status = 0
-    bytes_received = 0
-    bytes_sent = 0
-    chunks = 0
+    __slots__ = ("_held_up", "_receive", "_resolver", "_send", "bytes_received", "bytes_sent",
+                 "chunks", "disconnected", "duration", "first_byte", "head", "is_stream",
+                 "last_byte", "loop_run_until_last_byte", "recorder", "root_path", "span",
+                 "status")  # fmt: skip
+
+    chunks: int
     """Body messages before the last one."""
-    first_byte = 0.0
-    last_byte = 0.0
-    duration = 0.0
-    loop_run_until_last_byte = 0.0
-    disconnected = False
-    is_stream = False
-    head: Message | None = None
+    duration: float
+    """Set when the exchange finishes, like ``loop_run_until_last_byte``."""
+    loop_run_until_last_byte: float
+    head: Message | None
     """The message that started the response."""
-    span: object = None
-    _held_up = False
+    span: object
 
     def __init__(
         self,
@@ -411,12 +436,16 @@ class HttpExchange(Exchange):
         self._receive = receive
         self._send = send
         self.scope = scope
-        self.root_path: str = scope.get("root_path", "")
+        self.root_path: str = scope["root_path"] if "root_path" in scope else ""
         """As the server gave it: what it grows by while routing was a mount."""
-        self.now = recorder.now
+        self.status = self.bytes_received = self.bytes_sent = self.chunks = 0
+        self.first_byte = self.last_byte = self.loop_run = self.longest_step = 0.0
+        self.disconnected = self.is_stream = self._held_up = False
+        self.head = self.pending = self.span = self.coroutine = None
+        self.now = now = recorder.now
         scope[SCOPE_KEY] = self
         recorder.active.add(self)
-        self.started = self.step_started = recorder.now()
+        self.started = self.step_started = now()
         if recorder.tracer is not None:
             self._begin_span(recorder.tracer)
 
@@ -435,12 +464,12 @@ class HttpExchange(Exchange):
         try:
             kind = message["type"]
             if kind == "http.response.body":
-                body = message.get("body")
-                if body:
-                    self.bytes_sent += len(body)
+                # Written for speed: `in` and a subscript cost less than a call of `get`.
+                if "body" in message:
+                    self.bytes_sent += len(message["body"])
                 if not self.first_byte:
                     self.first_byte = self.now()
-                if not message.get("more_body"):
+                if "more_body" not in message or not message["more_body"]:
                     return self._send_last(message)
                 if not self.chunks:
                     self.is_stream = self._is_stream()
@@ -493,34 +522,44 @@ class HttpExchange(Exchange):
             self.disconnected = True
         return message
 
-    def finish(self, error: BaseException | None) -> None:
+    def finish(self, error: BaseException | None) -> None:  # noqa: C901
+        # One long function, because each call it made would cost every request a tenth of what
+        # all of it does.
         recorder = self.recorder
         recorder.active.discard(self)
         try:
             ended = self.now()
+            scope = self.scope
+            if SCOPE_KEY in scope:
+                del scope[SCOPE_KEY]
+            loop_run = self.loop_run
             step_started = self.step_started
             if step_started:
                 held = ended - step_started
-                self.loop_run += held
+                loop_run += held
+                self.loop_run = loop_run
                 if held > self.longest_step:
                     self.longest_step = held
-            self.scope.pop(SCOPE_KEY, None)
-            if self.pending is not None:
-                self.settle(ended, step_started)
-                if error is not None and self._held_up:
-                    self.last_byte = 0.0  # what ended was the attempt
-            if self.last_byte:
-                self.duration = self.last_byte - self.started
+            pending = self.pending
+            if pending is not None:
+                if self._held_up or not _is_done(pending):
+                    self.settle(ended, step_started)
+                    if error is not None and self._held_up:
+                        self.last_byte = 0.0  # what ended was the attempt
+                else:
+                    self.loop_run_until_last_byte = loop_run - (ended - self.last_byte)
+            last_byte = self.last_byte
+            if last_byte:
+                self.duration = last_byte - self.started
             else:
                 self.duration = ended - self.started
-                self.loop_run_until_last_byte = self.loop_run
-            scope = self.scope
+                self.loop_run_until_last_byte = loop_run
+            status = self.status
             method = scope["method"]
             if method not in METHODS:
                 method = OTHER
-            status = self.status
             route = self._resolver.resolve(scope, self.root_path, status)
-            if error is None and self.last_byte and status < 500 and not self.client_left():
+            if error is None and last_byte and status < 500 and not self.client_left():
                 key: Key = (route, method, status, "", OK)
             else:
                 key = self._unhappy_key(route, method, error)
@@ -573,17 +612,8 @@ class HttpExchange(Exchange):
         """
         if self.disconnected:
             return True
-        cannot_tell = self.recorder.cannot_tell
         server: object = getattr(self._receive, "__self__", None)
-        kind = type(server)
-        if kind in cannot_tell:
-            return False
-        try:
-            return server.disconnected is True  # type: ignore[attr-defined]
-        except AttributeError:
-            if len(cannot_tell) < _MAX_SERVER_TYPES:
-                cannot_tell.add(kind)
-            return False
+        return getattr(server, "disconnected", False) is True
 
 
 def _header(message: Message | None, name: bytes) -> bytes:
@@ -593,6 +623,11 @@ def _header(message: Message | None, name: bytes) -> bytes:
             if key.lower() == name:
                 return bytes(value)
     return b""
+
+
+def _is_done(awaitable: object) -> bool:
+    """Whether what ``send`` returned has ended; of what is no coroutine that is not known."""
+    return getattr(awaitable, "cr_frame", None) is None
 
 
 def _type_name(error: BaseException) -> str:

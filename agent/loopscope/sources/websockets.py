@@ -146,6 +146,8 @@ class WebSocketExchange(Exchange):
         self._send = send
         self.scope = scope
         self.root_path: str = scope.get("root_path", "")
+        self.loop_run = self.longest_step = 0.0
+        self.pending = self.coroutine = None
         self.now = recorder.now
         scope[SCOPE_KEY] = self
         recorder.active.add(self)
