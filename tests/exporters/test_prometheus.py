@@ -77,6 +77,15 @@ def test_any_label_value_survives(labels: list[str], value: float) -> None:
     assert sample.value == value
 
 
+def test_a_label_that_is_no_text_does_not_cost_the_page() -> None:
+    """Half a surrogate pair cannot be encoded: it is replaced, and the scrape succeeds."""
+    page = Page.anonymous(Clock(), capacity=1 << 16)
+    page.allocate(BY_NAME["http_server_active_requests"], ("\ud800", "http"))
+    body, _ = MetricsPage(lambda: families_of(page)).render("")
+    (family,) = parse(b"".join(body).decode())
+    assert [sample.labels["http_request_method"] for sample in family.samples] == ["?"]
+
+
 def test_unchanged_series_are_not_rendered_again(whole_catalogue: Page) -> None:
     """A second scrape shows new values where there are any and the same text elsewhere."""
     exposition = Exposition()

@@ -98,7 +98,8 @@ class MetricsPage:
         families = self._families()
         exemplars = _rendered(self._exemplars()) if openmetrics else {}
         text = self._exposition.pieces(families, openmetrics=openmetrics, exemplars=exemplars)
-        body = [piece.encode() for piece in text]
+        # A label no encoding can write must not cost the whole page.
+        body = [piece.encode("utf-8", "replace") for piece in text]
         if self._user_registry is not None:
             ours = {family.metric.family for family in families}
             body.append(encode(_Others(self._user_registry, ours)))
