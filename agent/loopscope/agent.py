@@ -61,18 +61,21 @@ class Recorders:
     def __init__(self, requests: RequestRecorder, websockets: WebSocketRecorder) -> None:
         self.requests = requests
         self.websockets = websockets
-        self.thread = 0
         self.loop: Callable[[], object] = lambda: None
         requests.switch_off = self.retire
 
+    @property
+    def thread(self) -> int:
+        return self.requests.thread
+
     def retire(self) -> None:
         """Take these recorders out of use: whoever holds them has to ask for new ones."""
-        self.thread = 0
+        self.requests.thread = 0
 
     def bind(self) -> None:
         """Make the calling thread and its running loop the owner."""
         self.loop = weakref.ref(asyncio.get_running_loop())
-        self.thread = get_ident()
+        self.requests.thread = get_ident()
 
 
 class Agent:

@@ -30,7 +30,7 @@ from loopscope.sources.exchange import (
     Steps,
     as_coroutine,
 )
-from loopscope.sources.requests import HttpExchange
+from loopscope.sources.requests import HttpExchange, Lane
 from loopscope.sources.websockets import WebSocketExchange
 
 
@@ -45,24 +45,36 @@ class Loopscope:
         self.app = app
         self._settings = resolve(settings)
         self._exclude = self._settings.exclude_pattern
-        self._resolver: RouteResolver | None = None
+        self._resolver = RouteResolver(app, on_error=self._report_route)
         self._agent: Agent | None = None
+        self._lane: Lane | None = None
+        """The latest thread's, where no path is excluded: most services have one loop."""
+        self._lanes: dict[int, Lane] = {}
+        """By thread."""
         self._recorders: Recorders | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        exchange = self._exchange(scope, receive, send)
-        if exchange is None:
-            if scope["type"] == "lifespan" and self._settings.enabled:
-                return await self._lifespan(scope, receive, send)
-            return await self.app(scope, receive, send)
-        # Written out here and not in a method of the exchange: another coroutine would cost every
-        # request more than all of the branches above.
+        # Nothing here is a method of its own, for the reason that sources.requests gives; and
+        # another coroutine would cost every request more than all of these branches.
+        lane = self._lane
+        if (
+            lane is None
+            or scope["type"] != "http"
+            or SCOPE_KEY in scope
+            or lane.recorder.thread != get_ident()
+        ):
+            exchange = self._exchange(scope, receive, send)
+            if exchange is None:
+                if scope["type"] == "lifespan" and self._settings.enabled:
+                    return await self._lifespan(scope, receive, send)
+                return await self.app(scope, receive, send)
+        else:
+            exchange = HttpExchange(lane, scope, receive, send)
         try:
             called: Any = self.app(scope, exchange.receive, exchange.send)
             coroutine: Any = called
             if type(called) is not CoroutineType:
                 coroutine = as_coroutine(called)
-            exchange.coroutine = coroutine
             try:
                 waiting_for = coroutine.send(None)
             except StopIteration as done:
@@ -76,43 +88,49 @@ class Loopscope:
         return result
 
     def _exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange | None:
-        """What measures this call; None where nothing should."""
+        """What measures this call; None where nothing should. Opens a lane for the next ones."""
         kind = scope["type"]
         if SCOPE_KEY in scope or (kind != "http" and kind != "websocket"):
             return None
         if self._exclude is not None and self._exclude.search(scope["path"]):
             return None
         try:
-            recorders = self._recorders
-            if recorders is None or recorders.thread != get_ident():
-                recorders = self._attach()
-                if recorders is None:
-                    return None
-            resolver = self._resolver
-            if resolver is None:
-                resolver = self._make_resolver(recorders)
-            if kind == "http":
-                return HttpExchange(recorders.requests, resolver, scope, receive, send)
-            return WebSocketExchange(recorders.websockets, resolver, scope, receive, send)
+            recorders = self._attach()
+            if recorders is None:
+                return None
+            if kind == "websocket":
+                return WebSocketExchange(recorders.websockets, self._resolver, scope, receive, send)
+            return HttpExchange(self._find_lane(recorders), scope, receive, send)
         except Exception as error:
             if self._agent is not None:
                 self._agent.faults.report("middleware", error)
             return None
 
     def _attach(self) -> Recorders | None:
-        """Start the agent if need be; None where measuring is switched off."""
-        if not self._settings.enabled:
-            return None
-        self._agent = join_agent(self._settings, AdminListener)
-        self._recorders = self._agent.recorders()
-        return self._recorders
+        """This thread's recorders; starts the agent if need be. None where that is off."""
+        recorders = self._recorders
+        if recorders is None or recorders.thread != get_ident():
+            if not self._settings.enabled:
+                return None
+            self._agent = join_agent(self._settings, AdminListener)
+            self._recorders = recorders = self._agent.recorders()
+        return recorders
 
-    def _make_resolver(self, recorders: Recorders) -> RouteResolver:
-        faults = recorders.requests.faults
-        self._resolver = RouteResolver(
-            self.app, on_error=lambda error: faults.report("routes", error)
-        )
-        return self._resolver
+    def _find_lane(self, recorders: Recorders) -> Lane:
+        """Make the lane of this thread the one that requests take without asking."""
+        thread = get_ident()
+        lane = self._lanes.get(thread)
+        if lane is None or lane.recorder is not recorders.requests:
+            in_use = ((t, lane) for t, lane in self._lanes.items() if lane.recorder.thread == t)
+            self._lanes = dict(in_use)
+            lane = self._lanes[thread] = Lane(recorders.requests, self._resolver)
+        if self._exclude is None:
+            self._lane = lane
+        return lane
+
+    def _report_route(self, error: BaseException) -> None:
+        if self._agent is not None:
+            self._agent.faults.report("routes", error)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Start before the application does, and stop when the last application has ended."""

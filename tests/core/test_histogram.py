@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopscope.core.histogram import Buckets, Histogram, Number, cumulate
+from loopscope.core.histogram import Histogram, Number, cumulate
 from loopscope.core.metric import DURATION_BOUNDS
 
 BOUNDS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20, unique=True).map(sorted)
@@ -84,19 +84,3 @@ def test_a_number_is_added_to_or_set() -> None:
 def test_nothing_cumulates_to_nothing() -> None:
     """No buckets, no counts."""
     assert cumulate([]) == []
-
-
-@given(bounds_and_values())
-def test_remembered_buckets_are_those_of_a_histogram(
-    drawn: tuple[list[float], list[float]],
-) -> None:
-    """Remembering where the last value fell changes nothing about where the next one does."""
-    bounds, observed = drawn
-    searched, remembered = slots_of(len(bounds) + 2), slots_of(len(bounds) + 2)
-    histogram, buckets = Histogram(searched, 0, bounds), Buckets(0, bounds)
-    for value in observed:
-        histogram.observe(value)
-        if not buckets.above < value <= buckets.upto:
-            buckets.find(value)
-        remembered[buckets.slot] += 1.0
-    assert remembered.tolist()[:-1] == searched.tolist()[:-1]

@@ -58,7 +58,7 @@ class Recorder:
         """Call the application once and resolve; a fault in the resolver fails the test."""
         scope = make_scope(kind, path, method, host, root)
         asyncio.run(self.app(scope, make_receive(kind), self.send))
-        label = self.resolver.resolve(scope, root, self.status)
+        label = self.resolver.resolve(scope, self.status)
         assert self.errors == []
         return label
 
@@ -526,9 +526,8 @@ def test_middleware_in_a_sub_application() -> None:
     label: list[str] = []
 
     async def inside(scope: Scope, receive: Receive, send: Send) -> None:
-        before = scope["root_path"]
         await recorder.app(scope, receive, send)
-        label.append(recorder.resolver.resolve(scope, before))
+        label.append(recorder.resolver.resolve(scope))
 
     app = Starlette(routes=[Mount("/t/{tenant}", app=inside)])
     Recorder(app).get("/t/acme/users/1")
@@ -564,14 +563,14 @@ def test_routes_that_are_not_understood() -> None:
 def test_foreign_route_values(route: object) -> None:
     """What another framework keeps under ``scope["route"]`` never becomes a label by itself."""
     scope = make_scope("http", "/users/42", "GET", "test", "") | {"route": route}
-    assert RouteResolver(None).resolve(scope, "") == UNKNOWN
+    assert RouteResolver(None).resolve(scope) == UNKNOWN
 
 
 def test_chain_of_middlewares_that_never_ends() -> None:
     """A middleware that wraps itself does not keep the resolver busy for ever."""
     loop = Copying(None)
     loop.app = loop
-    assert RouteResolver(loop).resolve(make_scope("http", "/", "GET", "test", ""), "") == UNKNOWN
+    assert RouteResolver(loop).resolve(make_scope("http", "/", "GET", "test", "")) == UNKNOWN
 
 
 def test_router_mounted_in_itself() -> None:
@@ -649,7 +648,7 @@ def test_routes_are_not_asked_again(monkeypatch: pytest.MonkeyPatch, path: str) 
     scope = make_scope("http", path, "GET", "test", "")
     asyncio.run(app(scope, make_receive("http"), recorder.send))
     calls = counted(monkeypatch, Route)
-    recorder.resolver.resolve(scope, "", recorder.status)
+    recorder.resolver.resolve(scope, recorder.status)
     assert calls == []
 
 
@@ -661,7 +660,7 @@ def test_routes_made_for_each_request(app: Starlette | None) -> None:
     for number in range(200):
         route = Route(f"/shape{number}/{{x}}", ok)
         scope = make_scope("http", "/", "GET", "test", "") | {"route": route, "endpoint": ok}
-        assert resolver.resolve(scope, "") == f"/shape{number}/{{x}}"
+        assert resolver.resolve(scope) == f"/shape{number}/{{x}}"
         seen.append(weakref.ref(route))
     del route, scope
     gc.collect()
@@ -751,7 +750,7 @@ def test_failure_is_reported() -> None:
     errors: list[BaseException] = []
     resolver = RouteResolver(None, on_error=errors.append)
     scope = make_scope("http", "/", "GET", "test", "") | {"route": Failing()}
-    assert resolver.resolve(scope, "") == UNKNOWN
+    assert resolver.resolve(scope) == UNKNOWN
     assert [type(error) for error in errors] == [RuntimeError]
 
 
@@ -762,8 +761,8 @@ def test_failure_to_report_is_contained() -> None:
         raise RuntimeError from error
 
     scope = make_scope("http", "/", "GET", "test", "") | {"route": Failing()}
-    assert RouteResolver(None, on_error=fail).resolve(scope, "") == UNKNOWN
-    assert RouteResolver(None).resolve(scope, "") == UNKNOWN
+    assert RouteResolver(None, on_error=fail).resolve(scope) == UNKNOWN
+    assert RouteResolver(None).resolve(scope) == UNKNOWN
 
 
 def test_one_failing_route_spares_the_others() -> None:
@@ -774,5 +773,5 @@ def test_one_failing_route_spares_the_others() -> None:
     scope = make_scope("http", "/items/1", "GET", "test", "")
     asyncio.run(app(scope, make_receive("http"), Recorder(app).send))
     app.router.routes.insert(0, Failing())  # type: ignore[arg-type]
-    assert resolver.resolve(scope, "") == "/items/{item_id}"
+    assert resolver.resolve(scope) == "/items/{item_id}"
     assert len(errors) == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from loopscope import Loopscope
 from loopscope.core.faults import Faults
@@ -115,6 +117,55 @@ async def test_a_missing_response_is_an_error() -> None:
 
     await call(Loopscope(silent))
     assert published(f"{DURATION}_count", error_type="incomplete_response") == 1
+
+
+async def test_a_body_that_was_never_awaited_was_never_sent() -> None:
+    """An app that forgets to await its last message has not answered."""
+
+    async def forgetful(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        forgotten = send({"type": "http.response.body", "body": b"hello"})
+        scope["state"]["forgotten"] = forgotten
+
+    scope = http_scope()
+    server = Server()
+    await Loopscope(forgetful)(scope, server.receive, server.send)
+    scope["state"]["forgotten"].close()
+    assert published(f"{DURATION}_count", error_type="incomplete_response") == 1
+    assert published(OUTCOMES, outcome="ok") == 0
+
+
+async def test_labels_follow_when_the_routes_change() -> None:
+    """A template that was remembered is found anew once the tables of routes have changed."""
+    inner = Starlette(routes=[Route("/x", hello)])
+    outer = Starlette(routes=[Mount("/a", inner)])
+    app = Loopscope(outer)
+    await call(app, "/a/x")
+    await call(app, "/a/x")
+    outer.router.routes.extend([Mount("/b", inner), Route("/new", hello)])
+    await call(app, "/new")
+    await call(app, "/b/x")
+    await call(app, "/a/x")
+    counts = {r: published(f"{DURATION}_count", http_route=r) for r in ("/a/x", "/b/x", "/new")}
+    assert counts == {"/a/x": 3, "/b/x": 1, "/new": 1}
+
+
+async def test_routes_that_come_and_go_are_not_kept() -> None:
+    """Route objects that live for one request are forgotten, and each has its own label."""
+    seen: list[weakref.ref[Route]] = []
+
+    async def fresh(scope: Any, receive: Any, send: Any) -> None:
+        route = Route(scope["path"], hello)
+        seen.append(weakref.ref(route))
+        scope.update(route=route, endpoint=hello)
+        await PlainTextResponse("hello")(scope, receive, send)
+
+    app = Loopscope(fresh, max_series=5000)
+    for number in range(2500):
+        await call(app, f"/{number}")
+    assert published(f"{DURATION}_count", http_route="/7") == 1
+    gc.collect()
+    assert sum(ref() is not None for ref in seen) <= 2100
 
 
 async def test_a_client_that_leaves_before_the_response_is_no_500() -> None:
@@ -320,6 +371,17 @@ async def test_beyond_the_budget_requests_are_folded_and_counted() -> None:
     assert published("loopscope_agent_series_folded_total") == 20
 
 
+class BrokenSlots:
+    """Slots that cannot be written to."""
+
+    def __init__(self) -> None:
+        self.tries = 0
+
+    def __getitem__(self, index: int) -> float:
+        self.tries += 1
+        raise RuntimeError("on purpose")
+
+
 @pytest.mark.quiet_faults
 async def test_a_fault_of_ours_leaves_the_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """When recording fails, the response is as it would have been and the fault is counted."""
@@ -328,10 +390,7 @@ async def test_a_fault_of_ours_leaves_the_request_alone(monkeypatch: pytest.Monk
     recorders = app._recorders
     assert recorders is not None and not Faults.loud
 
-    def fails(*args: object) -> None:
-        raise RuntimeError("on purpose")
-
-    monkeypatch.setattr(recorders.requests, "record", fails)
+    monkeypatch.setattr(recorders.requests, "slots", BrokenSlots())
     assert (await call(app, "/items/1")).body == b"hello"
     assert published("loopscope_agent_errors_total", part="requests") == 1
 
@@ -345,17 +404,11 @@ async def test_recording_that_keeps_failing_is_switched_off(
     await call(app, "/items/1")
     recorders = app._recorders
     assert recorders is not None
-    tries = 0
-
-    def fails(*args: object) -> None:
-        nonlocal tries
-        tries += 1
-        raise RuntimeError("on purpose")
-
-    monkeypatch.setattr(recorders.requests, "record", fails)
+    slots = BrokenSlots()
+    monkeypatch.setattr(recorders.requests, "slots", slots)
     for _ in range(Faults.TOLERANCE + 20):
         assert (await call(app, "/items/1")).body == b"hello"
-    assert tries == Faults.TOLERANCE
+    assert slots.tries == Faults.TOLERANCE
     assert published("loopscope_agent_errors_total", part="requests") == Faults.TOLERANCE
 
 

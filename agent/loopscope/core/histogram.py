@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from math import inf
 
 
 class Histogram:
@@ -32,33 +31,6 @@ class Histogram:
         slots = self._slots
         slots[self._base + bisect_left(self._bounds, value)] += 1.0
         slots[self._sum] += value
-
-
-class Buckets:
-    """A histogram's buckets for the hot path: remembers the one the last value fell into.
-
-    Values of one series mostly fall where the one before did, and two comparisons cost a third of
-    a search. Use, inline::
-
-        if not buckets.above < value <= buckets.upto:
-            buckets.find(value)
-        slots[buckets.slot] += 1.0
-    """
-
-    __slots__ = ("_base", "_bounds", "above", "slot", "upto")
-
-    def __init__(self, base: int, bounds: Sequence[float]) -> None:
-        self._base = base
-        self._bounds = tuple(bounds)
-        self.find(0.0)
-
-    def find(self, value: float) -> None:
-        """Make ``slot`` the bucket of ``value`` and (``above``, ``upto``] its range."""
-        bounds = self._bounds
-        number = bisect_left(bounds, value)
-        self.slot = self._base + number
-        self.above = bounds[number - 1] if number else -inf
-        self.upto = bounds[number] if number < len(bounds) else inf
 
 
 class Number:

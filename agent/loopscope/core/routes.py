@@ -42,7 +42,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
+from weakref import WeakSet
 
 UNMATCHED: Final = "_UNMATCHED"
 """The application has routes, none of them matched."""
@@ -67,6 +68,9 @@ _MAX_PATH: Final = 512
 
 _EAGER_REBUILDS: Final = 16
 """Rebuilds granted at once; later ones wait for as many misses as there are places."""
+
+_LOOK_AGAIN: Final = 1000
+"""Requests after which an application that showed no routes is asked for them again."""
 
 _MOUNT_TAIL: Final = "/{path}"
 _NOT_FOUND: Final = 404
@@ -168,6 +172,27 @@ class _Traces:
         return self.endpoint
 
 
+class Memo(Protocol):
+    """Whoever remembers what follows from templates."""
+
+    def clear(self) -> None: ...
+
+
+def matched_route(scope: Mapping[str, Any]) -> object | None:
+    """Return what routing left behind that comes nearest to naming a template by itself."""
+    # `in` and a subscript cost less than a call of `get`.
+    if "fastapi" in scope and "effective_route_context" in scope["fastapi"]:
+        context: object = scope["fastapi"]["effective_route_context"]
+        if context is not None:
+            return context
+    return scope["route"] if "route" in scope else None
+
+
+def _context(scope: Mapping[str, Any]) -> Any:
+    fastapi = cast("Mapping[str, Any]", scope.get("fastapi") or {})
+    return fastapi.get("effective_route_context")
+
+
 class RouteResolver:
     """Resolves routed scopes of one application into route templates.
 
@@ -184,7 +209,9 @@ class RouteResolver:
         "_misses",
         "_on_error",
         "_rebuilds",
+        "_shows_nothing",
         "_slow",
+        "_subscribers",
         "_walked",
     )
 
@@ -198,52 +225,55 @@ class RouteResolver:
         self._app = app
         self._memo_size = max(1, memo_size)
         self._on_error = on_error
-        self._fast: dict[int, tuple[object, object, object, str]] = {}
+        self._fast: dict[int, tuple[object, object, str]] = {}
         self._slow: dict[tuple[int, int, int, int], tuple[_Traces, tuple[_Place, ...]]] = {}
         self._walked: dict[tuple[object, ...], tuple[object, str]] = {}
         self._indexes: dict[int, _Index] = {}
+        self._subscribers: WeakSet[Memo] = WeakSet()
         self._misses = 0
         self._rebuilds = 0
+        self._shows_nothing = 0
 
-    def resolve(self, scope: Mapping[str, Any], root_path_before: str, status: int = 200) -> str:
+    def resolve(self, scope: Mapping[str, Any], status: int = 200) -> str:
         """Return the template of the route that `scope` was routed to.
 
         `scope` is the very mapping that was passed down to the application, after it ran (or at
-        least after routing), and `root_path_before` its root path from before. `status` is the
-        response's status code, if known: it only saves work on a 404. Returns `UNMATCHED` if no
-        route matched, and `UNKNOWN` if the application shows no routes or resolving failed.
+        least after routing). `status` is the response's status code, if known: it only saves work
+        on a 404. Returns `UNMATCHED` if no route matched, and `UNKNOWN` if the application shows
+        no routes or resolving failed.
         """
         try:
-            # Written for speed: `in` and a subscript cost less than a call of `get`.
-            route = scope["route"] if "route" in scope else None
-            context = None
-            if "fastapi" in scope:
-                fastapi = scope["fastapi"]
-                if "effective_route_context" in fastapi:
-                    context = fastapi["effective_route_context"]
-            known = self._fast.get(id(route if context is None else context))
+            known = self._fast.get(id(matched_route(scope)))
             if known is not None:
-                of_route, of_context, router, template = known
-                same = of_route is route and of_context is context
-                if same and (router is None or router is scope.get("router")):
+                _, router, template = known
+                if router is None or router is scope.get("router"):
                     return template
-            traces = _Traces(route, context, scope.get("endpoint"), scope.get("router"))
-            return self._resolve_traces(scope, traces, root_path_before, status)
+            traces = _Traces(
+                scope.get("route"), _context(scope), scope.get("endpoint"), scope.get("router")
+            )
+            return self._resolve_traces(scope, traces, status)
         except Exception as error:
             self._report(error)
             return UNKNOWN
 
-    def _resolve_traces(
-        self, scope: Mapping[str, Any], traces: _Traces, root_path_before: str, status: int
-    ) -> str:
+    def is_certain(self, matched: object) -> bool:
+        """Tell whether a scope with this ``matched_route`` has the same template every time."""
+        known = self._fast.get(id(matched))
+        return known is not None and known[1] is None
+
+    def subscribe(self, memo: Memo) -> None:
+        """Clear `memo` too whenever templates may have changed, for as long as it lives."""
+        self._subscribers.add(memo)
+
+    def _resolve_traces(self, scope: Mapping[str, Any], traces: _Traces, status: int) -> str:
         if "frontend_path" in (scope.get("fastapi") or ()):
             return _frontend(self._index(traces.router), scope) or UNKNOWN
         if traces.route is None and traces.context is None and traces.endpoint is None:
             # A router signs the scope before it matches: a signature and no match is a miss.
-            return self._walk(scope, self._app) if traces.router is None else UNMATCHED
+            return self._untouched(scope) if traces.router is None else UNMATCHED
         places = self._places(traces)
         if not places:
-            return self._foreign(scope, traces, root_path_before)
+            return self._foreign(scope, traces)
         place = places[0] if len(places) == 1 else _pick(places, _path_below_root(scope))
         if place is None:
             return UNKNOWN
@@ -279,7 +309,7 @@ class RouteResolver:
         if leaf is first and leaf is not None and not _is_outer(_shown(leaf)):
             # Only behind a dispatcher is there more than one outermost router to tell apart.
             router = None if _find_router(self._app) is traces.router else traces.router
-            entry = (traces.route, traces.context, router, template)
+            entry = (leaf, router, template)
             _remember(self._fast, id(leaf), entry, self._memo_size)
 
     def _index(self, router: object | None) -> _Index:
@@ -303,11 +333,12 @@ class RouteResolver:
             return False
         self._rebuilds += 1
         self._misses = 0
-        for memo in (self._indexes, self._fast, self._slow, self._walked):
+        memos: list[Memo] = [self._indexes, self._fast, self._slow, self._walked]
+        for memo in (*memos, *self._subscribers):
             memo.clear()
         return True
 
-    def _foreign(self, scope: Mapping[str, Any], traces: _Traces, root_path_before: str) -> str:
+    def _foreign(self, scope: Mapping[str, Any], traces: _Traces) -> str:
         """Name a match that is in no index: made on the fly, or behind an opaque wrapper."""
         template = _own_template(traces) or self._template_below(scope, traces)
         if template is None:
@@ -315,7 +346,7 @@ class RouteResolver:
         mounts = self._index(traces.router).mounts
         if not mounts:
             self._remember_fast(traces, template)
-        return _grown_prefix(mounts, scope, root_path_before) + template
+        return _grown_prefix(mounts, scope) + template
 
     def _template_below(self, scope: Mapping[str, Any], traces: _Traces) -> str | None:
         """Return the template within the innermost application, hidden from the outermost."""
@@ -331,6 +362,15 @@ class RouteResolver:
         if place.traced and status == _NOT_FOUND:
             return UNMATCHED
         return self._walk(scope, place.app, place)
+
+    def _untouched(self, scope: Mapping[str, Any]) -> str:
+        """Resolve a scope that no router has seen: another framework's, or answered before."""
+        if self._shows_nothing:
+            self._shows_nothing -= 1
+            return UNKNOWN
+        if _find_router(self._app) is None:
+            self._shows_nothing = _LOOK_AGAIN
+        return self._walk(scope, self._app)
 
     def _walk(self, scope: Mapping[str, Any], app: object | None, place: _Place = _TOP) -> str:
         """Ask the routes of `app` again; the last resort, memoised for paths of usual length."""
@@ -551,10 +591,10 @@ def _below(scope: Mapping[str, Any], root_key: str) -> str:
     return below if below == "" or below.startswith("/") else path
 
 
-def _grown_prefix(mounts: Iterable[_Place], scope: Mapping[str, Any], root_path_before: str) -> str:
+def _grown_prefix(mounts: Iterable[_Place], scope: Mapping[str, Any]) -> str:
     """Return the templates of the mounts by which ``root_path`` has grown, "" if it has not."""
     root: str = scope.get("root_path", "")
-    base: str = scope.get("app_root_path", root_path_before)
+    base: str = scope.get("app_root_path", root)  # mounts leave it behind as they found it
     if root == base or not root.startswith(base):
         return ""
     growth = root[len(base) :] + "/"

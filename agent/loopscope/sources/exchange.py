@@ -17,7 +17,7 @@ there are more, and calls ``finish``. Subclasses count what is particular to HTT
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -29,6 +29,16 @@ SCOPE_KEY = "loopscope"
 """Marks a scope as measured, so that a middleware installed twice measures once."""
 
 
+class Resolver(Protocol):
+    """Turns a scope, after routing, into a route template. Never raises."""
+
+    def resolve(self, scope: Scope, status: int = 200) -> str: ...
+
+    def is_certain(self, matched: object) -> bool: ...
+
+    def subscribe(self, memo: Any) -> None: ...
+
+
 class Exchange:
     """One call of an ASGI app. All times in seconds, all moments on the recorder's clock.
 
@@ -36,13 +46,10 @@ class Exchange:
     to read and to write than one that is never looked for there.
     """
 
-    __slots__ = ("coroutine", "longest_step", "loop_run", "now", "pending", "scope", "started",
-                 "step_started")  # fmt: skip
+    __slots__ = ("now", "pending", "scope", "started", "step_started", "steps")
 
-    coroutine: Coroutine[Any, Any, Any] | None
-    loop_run: float
-    """Seconds of finished steps."""
-    longest_step: float
+    steps: Steps | None
+    """What is known about finished steps; None as long as the first one runs."""
     started: float
     step_started: float
     """When the running step began; 0.0 between steps."""
@@ -58,8 +65,11 @@ class Exchange:
         """The app's coroutine has ended, by ``error`` if not None. Must not raise."""
         raise NotImplementedError
 
-    def settle(self, moment: float, step_started: float) -> None:
-        """A step that began at ``step_started`` has ended at ``moment``: look after ``pending``."""
+    def settle(self, moment: float, step_started: float, loop_run: float) -> None:
+        """A step from ``step_started`` to ``moment`` is over: look after ``pending``.
+
+        ``loop_run`` are the seconds of all steps so far, this one included.
+        """
 
 
 class Steps:
@@ -68,18 +78,23 @@ class Steps:
     ``waiting_for`` is what the first step yielded.
     """
 
-    __slots__ = ("_coroutine", "_exchange", "_waiting_for")
+    __slots__ = ("_exchange", "_waiting_for", "coroutine", "longest", "loop_run")
 
     def __init__(
         self, exchange: Exchange, coroutine: Coroutine[Any, Any, Any], waiting_for: Any
     ) -> None:
+        self.coroutine = coroutine
+        self.loop_run = 0.0
+        """Seconds of finished steps."""
+        self.longest = 0.0
+        """Seconds of the longest finished step."""
         self._exchange = exchange
-        self._coroutine = coroutine
         self._waiting_for = waiting_for
+        exchange.steps = self
 
     def __await__(self) -> Generator[Any, Any, Any]:
         exchange = self._exchange
-        coroutine = self._coroutine
+        coroutine = self.coroutine
         waiting_for = self._waiting_for
         self._waiting_for = None
         now = exchange.now
@@ -89,11 +104,11 @@ class Steps:
                 moment = now()
                 step_started = exchange.step_started
                 held = moment - step_started
-                exchange.loop_run += held
-                if held > exchange.longest_step:
-                    exchange.longest_step = held
+                self.loop_run += held
+                if held > self.longest:
+                    self.longest = held
                 if exchange.pending is not None:
-                    exchange.settle(moment, step_started)
+                    exchange.settle(moment, step_started, self.loop_run)
                 exchange.step_started = 0.0
                 step: Callable[[Any], Any] = coroutine.send
                 try:

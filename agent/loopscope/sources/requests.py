@@ -6,6 +6,12 @@ duration) and the end of the task, which background tasks put off.
 
 The recorder belongs to one event loop and is the only writer of its slots. All a finished request
 does is look up its label set and add a dozen numbers.
+
+Most responses are *plain*: one head, one body, taken by the server at once, no error. Those have a
+path of their own through here, written for few bytecodes rather than few lines: behind a real
+application, whose own code has filled the processor's branch predictor, every bytecode costs about
+20 ns, whatever it does. Everything else takes the general path, which shares no state with it but
+the slots.
 """
 
 from __future__ import annotations
@@ -13,14 +19,25 @@ from __future__ import annotations
 from asyncio import CancelledError
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from itertools import cycle
+from struct import Struct
+from typing import NamedTuple, Protocol
 
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.faults import Faults
-from loopscope.core.histogram import Buckets, Histogram, Number
+from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import DURATION_BOUNDS, LONG_BOUNDS, SIZE_BOUNDS, STEP_BOUNDS, Metric
 from loopscope.core.page import Page, PageFullError
-from loopscope.sources.exchange import SCOPE_KEY, Exchange, Message, Receive, Scope, Send
+from loopscope.core.routes import matched_route
+from loopscope.sources.exchange import (
+    SCOPE_KEY,
+    Exchange,
+    Message,
+    Receive,
+    Resolver,
+    Scope,
+    Send,
+)
 
 _BY_ROUTE = ("http_request_method", "http_route")
 
@@ -130,7 +147,6 @@ ERROR = "error"
 CANCELLED = "cancelled"
 LEFT_EARLY = "client_disconnected_before_response"
 LEFT_MID_STREAM = "client_disconnected_mid_stream"
-OUTCOME_VALUES = (OK, ERROR, LEFT_EARLY, LEFT_MID_STREAM, CANCELLED)
 
 METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY")
@@ -151,12 +167,6 @@ Key = tuple[str, str, int, str, str]
 """Route, method, status (0: none was sent), error type, outcome."""
 
 
-class Resolver(Protocol):
-    """Turns a scope, after routing, into a route template. Never raises."""
-
-    def resolve(self, scope: Scope, root_path_before: str, status: int = 200) -> str: ...
-
-
 class Tracer(Protocol):
     """Makes spans of requests; only asked when tracing is on."""
 
@@ -170,31 +180,22 @@ class Tracer(Protocol):
 class _Cell:
     """Where in the page one label set's numbers live.
 
-    What every request adds to lies together, in one block. ``duration`` counts responses whose
+    What every request adds to lies together, in one block. ``durations`` counts responses whose
     body went out at once: first and last byte are one moment then, so both histograms, and the
     outcome with them, are laid over the same slots. Everything else gets its series on first use.
     """
 
-    __slots__ = (
-        "background",
-        "background_phase",
-        "chunks",
-        "duration",
-        "duration_apart",
-        "first_byte_apart",
-        "longest_step",
-        "request_size",
-        "response_size",
-        "stream",
-        "stream_outcome",
-        "sums",
-    )
+    __slots__ = ("background", "background_phase", "chunks", "duration_apart", "durations",
+                 "first_byte_apart", "key", "request_size", "sizes", "steps", "stream",
+                 "stream_outcome", "sums")  # fmt: skip
 
-    def __init__(self, sums: int) -> None:
-        self.sums = sums
-        self.duration = Buckets(sums + _BUCKETS_OF_DURATION[0], DURATION_BOUNDS)
-        self.response_size = Buckets(sums + _BUCKETS_OF_SIZE[0], SIZE_BOUNDS)
-        self.longest_step = Buckets(sums + _BUCKETS_OF_STEP[0], STEP_BOUNDS)
+    def __init__(self, key: Key, block: int) -> None:
+        self.key = key
+        self.durations = block + _DURATION_BUCKETS[0]
+        self.sizes = block + _SIZE_BUCKETS[0]
+        self.steps = block + _STEP_BUCKETS[0]
+        self.sums = block * _SUMS.size // 4
+        """In bytes, as packing wants it."""
         self.duration_apart: Histogram | None = None
         self.first_byte_apart: Histogram | None = None
         self.stream: Histogram | None = None
@@ -206,14 +207,18 @@ class _Cell:
 
 
 # A cell's block: four sums side by side, then the buckets. Runs relative to its first slot.
-_SUM_OF_DURATION = (0, 1)
-_SUM_OF_SIZE = (1, 1)
-_SUM_OF_STEP = (2, 1)
+_DURATION_SUM = (0, 1)
+_SIZE_SUM = (1, 1)
+_STEP_SUM = (2, 1)
 _LOOP_RUN = (3, 1)
-_BUCKETS_OF_DURATION = (4, len(DURATION_BOUNDS) + 1)
-_BUCKETS_OF_SIZE = (sum(_BUCKETS_OF_DURATION), len(SIZE_BOUNDS) + 1)
-_BUCKETS_OF_STEP = (sum(_BUCKETS_OF_SIZE), len(STEP_BOUNDS) + 1)
-_BLOCK = sum(_BUCKETS_OF_STEP)
+_DURATION_BUCKETS = (4, len(DURATION_BOUNDS) + 1)
+_SIZE_BUCKETS = (sum(_DURATION_BUCKETS), len(SIZE_BOUNDS) + 1)
+_STEP_BUCKETS = (sum(_SIZE_BUCKETS), len(STEP_BOUNDS) + 1)
+_BLOCK = sum(_STEP_BUCKETS)
+
+_SUMS = Struct("4d")
+_read_sums = _SUMS.unpack_from
+_write_sums = _SUMS.pack_into
 
 
 class RequestRecorder:
@@ -240,16 +245,21 @@ class RequestRecorder:
         self.active: set[HttpExchange] = set()
         """Requests whose task has not ended. Copy before looking at it from another thread."""
         self.stream_types = tuple(kind.encode() for kind in stream_types)
+        self.plain = tracer is None and queue_from is None
+        """Whether a request can be plain at all."""
         self.overhead = 0.0
-        """Seconds spent on starting and finishing requests, estimated from one in ``SAMPLE``."""
-        self.until_sample = SAMPLE
+        """Seconds spent on finishing requests, estimated from one in ``SAMPLE``."""
+        self.is_sampled = cycle((*(SAMPLE - 1) * (False,), True))
+        self.thread = 0
+        """The only thread that may write; 0 once the recorder is out of use."""
+        self.slots = page.slots
         self._page = page
-        self._slots = page.slots
         self._allocated: dict[tuple[str, tuple[str, ...]], int] = {}
-        self._cells: Budget[Key, _Cell] = Budget(max_series, self._cell, self._overflow_cell)
-        self._known = self._cells.known
+        self._cells: Budget[Key, _Cell] = Budget(max_series, self._make_cell, self._overflow_cell)
         self._queue_from = queue_from
-        self._queue = self._histogram(QUEUE, ()) if queue_from is not None else None
+        self._queue: Histogram | None = None
+        if queue_from is not None:
+            self._queue = Histogram(self.slots, page.allocate(QUEUE), QUEUE.bounds)
 
         self.exemplars: dict[tuple[tuple[str, ...], int], Exemplar] = {}
         """The latest sampled trace by (labels, bucket) of the duration histogram."""
@@ -269,87 +279,83 @@ class RequestRecorder:
         if self.faults.is_off("requests"):
             self.switch_off()
 
-    def record(self, exchange: HttpExchange, key: Key, ended: float) -> None:
-        """Add one finished request to its label set."""
-        cell = self._known.get(key) or self._cells.admit(key)
-        if cell is None:
-            return
-        slots = self._slots
-        sums = cell.sums
+    def cell(self, key: Key) -> _Cell | None:
+        """The numbers of a label set; None where there is no room for them."""
+        return self._cells.known.get(key) or self._cells.admit(key)
+
+    def record(self, cell: _Cell, exchange: HttpExchange, totals: Totals, ended: float) -> None:
+        """Add one finished request to its label set, whatever it was like."""
         first_byte = exchange.first_byte
         last_byte = exchange.last_byte
+        duration, size, step, loop_run = _read_sums(self.slots, cell.sums)
         if first_byte and first_byte == last_byte and not exchange.is_stream:
-            duration = exchange.duration
-            buckets = cell.duration
-            if not buckets.above < duration <= buckets.upto:
-                buckets.find(duration)
-            slots[buckets.slot] += 1.0
-            slots[sums] += duration
+            self._count(cell.durations, DURATION_BOUNDS, totals.duration)
+            duration += totals.duration
         else:
-            self._record_apart(cell, key, exchange)
+            self._record_apart(cell, exchange, totals.duration)
         if first_byte:
-            size = exchange.bytes_sent
-            buckets = cell.response_size
-            if not buckets.above < size <= buckets.upto:
-                buckets.find(size)
-            slots[buckets.slot] += 1.0
-            slots[sums + 1] += size
-        step = exchange.longest_step
-        buckets = cell.longest_step
-        if not buckets.above < step <= buckets.upto:
-            buckets.find(step)
-        slots[buckets.slot] += 1.0
-        slots[sums + 2] += step
-        slots[sums + 3] += exchange.loop_run_until_last_byte
+            self._count(cell.sizes, SIZE_BOUNDS, exchange.bytes_sent)
+            size += exchange.bytes_sent
+        self._count(cell.steps, STEP_BOUNDS, totals.longest_step)
+        step += totals.longest_step
+        _write_sums(self.slots, cell.sums, duration, size, step, loop_run + totals.loop_run)
         if exchange.bytes_received:
-            self._record_request_size(cell, key, exchange.bytes_received)
+            self.record_request_size(cell, exchange.bytes_received)
         if exchange.chunks:
-            self._record_chunks(cell, key, exchange.chunks)
+            self._record_chunks(cell, exchange.chunks)
         if last_byte and ended - last_byte > BACKGROUND_FLOOR:
-            self._record_background(cell, key, ended - last_byte)
+            self.record_background(cell, ended - last_byte)
         if self._queue is not None:
             self._record_queue(exchange)
 
-    def _record_apart(self, cell: _Cell, key: Key, exchange: HttpExchange) -> None:
+    def _count(self, base: int, bounds: tuple[float, ...], value: float) -> None:
+        self.slots[base + bisect_left(bounds, value)] += 1.0
+
+    def _record_apart(self, cell: _Cell, exchange: HttpExchange, duration: float) -> None:
         """First byte and last byte where they are not one moment, or one is missing."""
         if exchange.is_stream:
-            self._record_stream(cell, key, exchange.duration)
+            self._record_stream(cell, duration)
         else:
             if cell.duration_apart is None:
-                cell.duration_apart = self._duration_apart(key)
-            cell.duration_apart.observe(exchange.duration)
+                cell.duration_apart = self._duration_apart(cell.key)
+            cell.duration_apart.observe(duration)
         if exchange.first_byte:
             if cell.first_byte_apart is None:
-                cell.first_byte_apart = self._histogram(FIRST_BYTE, (key[1], key[0]))
+                cell.first_byte_apart = self._histogram(FIRST_BYTE, cell)
             cell.first_byte_apart.observe(exchange.first_byte - exchange.started)
 
     def add_exemplar(self, key: Key, exemplar: Exemplar) -> None:
         """Keep ``exemplar`` for the bucket of the duration histogram its value falls into."""
-        if key in self._known:
+        if key in self._cells.known:
             bucket = bisect_left(DURATION_BOUNDS, exemplar[0])
             self.exemplars[_duration_labels(key), bucket] = exemplar
 
-    def _record_request_size(self, cell: _Cell, key: Key, size: int) -> None:
+    def record_request_size(self, cell: _Cell, size: int) -> None:
+        """Add the bytes of a request's body."""
         if cell.request_size is None:
-            cell.request_size = self._histogram(REQUEST_SIZE, (key[1], key[0]))
+            cell.request_size = self._histogram(REQUEST_SIZE, cell)
         cell.request_size.observe(size)
 
-    def _record_chunks(self, cell: _Cell, key: Key, count: int) -> None:
-        if cell.chunks is None:
-            cell.chunks = self._number(CHUNKS, (key[1], key[0]))
-        cell.chunks.add(count)
-
-    def _record_background(self, cell: _Cell, key: Key, seconds: float) -> None:
+    def record_background(self, cell: _Cell, seconds: float) -> None:
+        """Add the time a task went on after its response."""
         if cell.background is None or cell.background_phase is None:
-            cell.background = self._histogram(BACKGROUND, (key[1], key[0]))
-            cell.background_phase = self._number(PHASE, (key[0], key[1], "background"))
+            route, method = cell.key[:2]
+            cell.background = self._histogram(BACKGROUND, cell)
+            cell.background_phase = self._number(PHASE, route, method, "background")
         cell.background.observe(seconds)
         cell.background_phase.add(seconds)
 
-    def _record_stream(self, cell: _Cell, key: Key, seconds: float) -> None:
+    def _record_chunks(self, cell: _Cell, count: int) -> None:
+        if cell.chunks is None:
+            route, method = cell.key[:2]
+            cell.chunks = self._number(CHUNKS, method, route)
+        cell.chunks.add(count)
+
+    def _record_stream(self, cell: _Cell, seconds: float) -> None:
         if cell.stream is None or cell.stream_outcome is None:
-            cell.stream = self._histogram(STREAM_DURATION, (key[1], key[0]))
-            cell.stream_outcome = self._number(OUTCOMES, (key[0], key[1], key[4]))
+            route, method, _, _, outcome = cell.key
+            cell.stream = self._histogram(STREAM_DURATION, cell)
+            cell.stream_outcome = self._number(OUTCOMES, route, method, outcome)
         cell.stream.observe(seconds)
         cell.stream_outcome.add()
 
@@ -359,11 +365,13 @@ class RequestRecorder:
         if seconds is not None:
             self._queue.observe(max(0.0, seconds - (self.now() - exchange.started)))
 
-    def _histogram(self, metric: Metric, labels: tuple[str, ...]) -> Histogram:
-        return Histogram(self._slots, self._allocate(metric, labels), metric.bounds)
+    def _histogram(self, metric: Metric, cell: _Cell) -> Histogram:
+        """A histogram by route, which all cells of the route share."""
+        route, method = cell.key[:2]
+        return Histogram(self.slots, self._allocate(metric, (method, route)), metric.bounds)
 
-    def _number(self, metric: Metric, labels: tuple[str, ...]) -> Number:
-        return Number(self._slots, self._allocate(metric, labels))
+    def _number(self, metric: Metric, *labels: str) -> Number:
+        return Number(self.slots, self._allocate(metric, labels))
 
     def _allocate(self, metric: Metric, labels: tuple[str, ...]) -> int:
         """The slots of a series that several cells may share."""
@@ -375,10 +383,10 @@ class RequestRecorder:
     def _duration_apart(self, key: Key) -> Histogram:
         """A duration histogram of its own, whose buckets are the outcome's counter as well."""
         base = self._allocate(DURATION, _duration_labels(key))
-        self._page.lay(OUTCOMES, (key[0], key[1], key[4]), (base, _BUCKETS_OF_DURATION[1]))
-        return Histogram(self._slots, base, DURATION_BOUNDS)
+        self._page.lay(OUTCOMES, (key[0], key[1], key[4]), (base, _DURATION_BUCKETS[1]))
+        return Histogram(self.slots, base, DURATION_BOUNDS)
 
-    def _cell(self, key: Key) -> _Cell | None:
+    def _make_cell(self, key: Key) -> _Cell | None:
         route, method, _, _, outcome = key
         by_route = (method, route)
         try:
@@ -387,18 +395,18 @@ class RequestRecorder:
             def lay(metric: Metric, labels: tuple[str, ...], *runs: tuple[int, int]) -> None:
                 self._page.lay(metric, labels, *((block + first, count) for first, count in runs))
 
-            lay(DURATION, _duration_labels(key), _BUCKETS_OF_DURATION, _SUM_OF_DURATION)
-            lay(FIRST_BYTE, by_route, _BUCKETS_OF_DURATION, _SUM_OF_DURATION)
-            lay(OUTCOMES, (route, method, outcome), _BUCKETS_OF_DURATION)
-            lay(RESPONSE_SIZE, by_route, _BUCKETS_OF_SIZE, _SUM_OF_SIZE)
-            lay(LONGEST_STEP, by_route, _BUCKETS_OF_STEP, _SUM_OF_STEP)
+            lay(DURATION, _duration_labels(key), _DURATION_BUCKETS, _DURATION_SUM)
+            lay(FIRST_BYTE, by_route, _DURATION_BUCKETS, _DURATION_SUM)
+            lay(OUTCOMES, (route, method, outcome), _DURATION_BUCKETS)
+            lay(RESPONSE_SIZE, by_route, _SIZE_BUCKETS, _SIZE_SUM)
+            lay(LONGEST_STEP, by_route, _STEP_BUCKETS, _STEP_SUM)
             lay(PHASE, (route, method, "loop_run"), _LOOP_RUN)
         except PageFullError:
             return None
-        return _Cell(block)
+        return _Cell(key, block)
 
     def _overflow_cell(self) -> _Cell | None:
-        return self._cell((OVERFLOW, OTHER, 0, OVERFLOW, OVERFLOW))
+        return self._make_cell((OVERFLOW, OTHER, 0, OVERFLOW, OVERFLOW))
 
 
 def _duration_labels(key: Key) -> tuple[str, str, str, str]:
@@ -406,54 +414,101 @@ def _duration_labels(key: Key) -> tuple[str, str, str, str]:
     return (method, route, str(status) if status else "", error_type)
 
 
-class HttpExchange(Exchange):
-    """One HTTP request on its way through the app."""
+class Lane:
+    """What one middleware needs to measure requests on one thread: where to, and a short cut.
 
-    __slots__ = ("_held_up", "_receive", "_resolver", "_send", "bytes_received", "bytes_sent",
-                 "chunks", "disconnected", "duration", "first_byte", "head", "is_stream",
-                 "last_byte", "loop_run_until_last_byte", "recorder", "root_path", "span",
-                 "status")  # fmt: skip
+    ``cells`` knows the numbers of plain requests by what routing left behind (``matched_route``),
+    method and status: for all routes whose identity alone decides their template, that saves
+    finding the template and building the label set.
+    """
 
-    chunks: int
-    """Body messages before the last one."""
+    __slots__ = ("__weakref__", "_kept", "cells", "recorder", "resolver")
+
+    def __init__(self, recorder: RequestRecorder, resolver: Resolver) -> None:
+        self.recorder = recorder
+        self.resolver = resolver
+        self.cells: dict[tuple[int, str, int], _Cell] = {}
+        self._kept: dict[int, object] = {}  # alive, so that their ids stay theirs
+        resolver.subscribe(self)
+
+    def clear(self) -> None:
+        """Forget all short cuts: templates may have changed."""
+        self.cells.clear()
+        self._kept.clear()
+
+    def find(self, scope: Scope, status: int, matched: object) -> _Cell | None:
+        """The cell of a plain request, found the long way and remembered for the next one."""
+        route = self.resolver.resolve(scope, status)
+        key: Key = (route, _method(scope), status, "", OK)
+        cell = self.recorder.cell(key)
+        if cell is not None and cell.key == key and self.resolver.is_certain(matched):
+            if len(self.cells) >= _MOST_SHORT_CUTS:
+                self.clear()
+            self._kept[id(matched)] = matched
+            self.cells[id(matched), scope["method"], status] = cell
+        return cell
+
+
+_MOST_SHORT_CUTS = 1024
+
+
+class Totals(NamedTuple):
+    """What a finished request amounts to, in seconds."""
+
     duration: float
-    """Set when the exchange finishes, like ``loop_run_until_last_byte``."""
-    loop_run_until_last_byte: float
+    longest_step: float
+    loop_run: float
+    """Until the last body byte."""
+
+
+class HttpExchange(Exchange):
+    """One HTTP request on its way through the app.
+
+    What every request needs has a slot; what few need has a default on the class.
+    """
+
+    __slots__ = ("__dict__", "_receive", "_send", "bytes_received", "bytes_sent", "head", "lane",
+                 "last_byte", "plain", "status")  # fmt: skip
+
+    plain: bool
+    """Whether nothing has happened yet that calls for more than the short path."""
     head: Message | None
     """The message that started the response."""
-    span: object
+    chunks = 0
+    """Body messages before the last one."""
+    first_byte = 0.0
+    """Set when chunks are sent; else the body went out at once, with the last byte."""
+    is_stream = False
+    disconnected = False
+    held_up = False
+    """Whether the server could not take the last body message at once."""
+    loop_run_until_last_byte: float | None = None
+    span: object = None
 
-    def __init__(
-        self,
-        recorder: RequestRecorder,
-        resolver: Resolver,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        self.recorder = recorder
-        self._resolver = resolver
+    def __init__(self, lane: Lane, scope: Scope, receive: Receive, send: Send) -> None:
+        recorder = lane.recorder
+        self.lane = lane
+        self.scope = scope
         self._receive = receive
         self._send = send
-        self.scope = scope
-        self.root_path: str = scope["root_path"] if "root_path" in scope else ""
-        """As the server gave it: what it grows by while routing was a mount."""
-        self.status = self.bytes_received = self.bytes_sent = self.chunks = 0
-        self.first_byte = self.last_byte = self.loop_run = self.longest_step = 0.0
-        self.disconnected = self.is_stream = self._held_up = False
-        self.head = self.pending = self.span = self.coroutine = None
-        self.now = now = recorder.now
+        self.status = self.bytes_received = self.bytes_sent = 0
+        self.last_byte = 0.0
+        self.head = self.pending = self.steps = None
+        self.plain = plain = recorder.plain
         scope[SCOPE_KEY] = self
         recorder.active.add(self)
+        self.now = now = recorder.now
         self.started = self.step_started = now()
-        if recorder.tracer is not None:
-            self._begin_span(recorder.tracer)
+        if not plain:
+            self._begin_span()
 
-    def _begin_span(self, tracer: Tracer) -> None:
-        try:
-            self.span = tracer.begin(self)
-        except Exception as error:
-            self.recorder.faults.report("traces", error)
+    def _begin_span(self) -> None:
+        recorder = self.lane.recorder
+        if recorder.tracer is not None:
+            try:
+                self.span = recorder.tracer.begin(self)
+            except Exception as error:
+                recorder.faults.report("traces", error)
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass ``message`` to the server and note what it says.
@@ -464,53 +519,53 @@ class HttpExchange(Exchange):
         try:
             kind = message["type"]
             if kind == "http.response.body":
-                # Written for speed: `in` and a subscript cost less than a call of `get`.
+                # `in` and a subscript cost less than a call of `get`.
                 if "body" in message:
                     self.bytes_sent += len(message["body"])
-                if not self.first_byte:
-                    self.first_byte = self.now()
                 if "more_body" not in message or not message["more_body"]:
-                    return self._send_last(message)
+                    sent = self._send(message)
+                    if not self.last_byte:
+                        self.last_byte = self.now()
+                        self.pending = sent
+                    return sent
                 if not self.chunks:
-                    self.is_stream = self._is_stream()
+                    self._begin_streaming()
                 self.chunks += 1
             elif kind == "http.response.start":
                 self.status = message["status"]
                 self.head = message
             elif kind == "http.response.pathsend":
-                self.first_byte = self.now()
                 self.bytes_sent = int(_header(self.head, b"content-length") or 0)
-                return self._send_last(message)
+                self.pending = sent = self._send(message)
+                self.last_byte = self.now()
+                return sent
         except (KeyError, TypeError, ValueError, AttributeError):
-            self.recorder.malformed += 1  # the server will say what is wrong with the message
+            self.lane.recorder.malformed += 1  # the server will say what is wrong with the message
         return self._send(message)
 
-    def _send_last(self, message: Message) -> Awaitable[None]:
-        sent = self._send(message)
-        if not self.last_byte:
-            # As good as another clock reading, unless chunks went before.
-            self.last_byte = self.now() if self.chunks else self.first_byte
-            self.pending = sent
-        return sent
+    def _begin_streaming(self) -> None:
+        self.plain = False
+        self.first_byte = self.now()
+        kind = _header(self.head, b"content-type")
+        self.is_stream = kind.startswith(self.lane.recorder.stream_types)
 
-    def settle(self, moment: float, step_started: float) -> None:
+    def settle(self, moment: float, step_started: float, loop_run: float) -> None:
         """The last byte is gone when the server has taken it, not when the app offered it.
 
         A server that could take it at once ended its ``send`` within the step that made it. One
         that had to wait (back-pressure) has ended it in the first step that finds it ended, and
         being done waiting is what that step began with.
         """
-        if getattr(self.pending, "cr_frame", None) is not None:
-            self._held_up = True
+        self.plain = False
+        self.first_byte = self.first_byte or self.last_byte
+        if not _is_done(self.pending):
+            self.held_up = True
             return
         self.pending = None
-        if self._held_up:
+        if self.held_up:
             self.last_byte = step_started
         after = moment - max(self.last_byte, step_started)
-        self.loop_run_until_last_byte = self.loop_run - after
-
-    def _is_stream(self) -> bool:
-        return _header(self.head, b"content-type").startswith(self.recorder.stream_types)
+        self.loop_run_until_last_byte = loop_run - after
 
     async def receive(self) -> Message:
         """Pass on what the server has and count the body's bytes."""
@@ -520,69 +575,103 @@ class HttpExchange(Exchange):
             self.bytes_received += len(body)
         elif message["type"] == "http.disconnect" and not self.last_byte:
             self.disconnected = True
+            self.plain = False
         return message
 
-    def finish(self, error: BaseException | None) -> None:  # noqa: C901
-        # One long function, because each call it made would cost every request a tenth of what
-        # all of it does.
-        recorder = self.recorder
+    def finish(self, error: BaseException | None) -> None:
+        """Record the request. One straight line for a plain one: see the module's docstring."""
+        lane = self.lane
+        recorder = lane.recorder
         recorder.active.discard(self)
         try:
             ended = self.now()
             scope = self.scope
             if SCOPE_KEY in scope:
                 del scope[SCOPE_KEY]
-            loop_run = self.loop_run
-            step_started = self.step_started
-            if step_started:
-                held = ended - step_started
-                loop_run += held
-                self.loop_run = loop_run
-                if held > self.longest_step:
-                    self.longest_step = held
-            pending = self.pending
-            if pending is not None:
-                if self._held_up or not _is_done(pending):
-                    self.settle(ended, step_started)
-                    if error is not None and self._held_up:
-                        self.last_byte = 0.0  # what ended was the attempt
-                else:
-                    self.loop_run_until_last_byte = loop_run - (ended - self.last_byte)
             last_byte = self.last_byte
-            if last_byte:
-                self.duration = last_byte - self.started
-            else:
-                self.duration = ended - self.started
-                self.loop_run_until_last_byte = loop_run
             status = self.status
-            method = scope["method"]
-            if method not in METHODS:
-                method = OTHER
-            route = self._resolver.resolve(scope, self.root_path, status)
-            if error is None and last_byte and status < 500 and not self.client_left():
-                key: Key = (route, method, status, "", OK)
+            try:
+                # The attributes of uvicorn's objects; `getattr` with a default costs more.
+                unfinished = (
+                    self.pending.cr_frame is not None  # type: ignore[attr-defined]
+                    or self._receive.__self__.disconnected is True  # type: ignore[attr-defined]
+                )
+            except AttributeError:
+                unfinished = not _is_done(self.pending) or self.client_left()
+            if error is not None or unfinished or not last_byte or status >= 500 or not self.plain:
+                self._finish_any(error, ended)
             else:
-                key = self._unhappy_key(route, method, error)
-            recorder.record(self, key, ended)
-            if self.span is not None:
-                self._end_span(ended, key)
-            recorder.until_sample -= 1
-            if not recorder.until_sample:
-                recorder.until_sample = SAMPLE
+                matched = matched_route(scope)
+                cell = lane.cells.get((id(matched), scope["method"], status))
+                if cell is None:
+                    cell = lane.find(scope, status, matched)
+                if cell is not None:
+                    slots = recorder.slots
+                    sums = cell.sums
+                    after = ended - last_byte
+                    duration = last_byte - self.started
+                    size = self.bytes_sent
+                    step = ended - self.step_started
+                    loop_run = step - after
+                    steps = self.steps
+                    if steps is not None:
+                        loop_run += steps.loop_run
+                        if steps.longest > step:
+                            step = steps.longest
+                    slots[cell.durations + bisect_left(DURATION_BOUNDS, duration)] += 1.0
+                    slots[cell.sizes + bisect_left(SIZE_BOUNDS, size)] += 1.0
+                    slots[cell.steps + bisect_left(STEP_BOUNDS, step)] += 1.0
+                    durations, sizes, longest_steps, loop_runs = _read_sums(slots, sums)
+                    _write_sums(
+                        slots, sums, durations + duration, sizes + size, longest_steps + step,
+                        loop_runs + loop_run,
+                    )  # fmt: skip
+                    if self.bytes_received:
+                        recorder.record_request_size(cell, self.bytes_received)
+                    if after > BACKGROUND_FLOOR:
+                        recorder.record_background(cell, after)
+            if next(recorder.is_sampled):
                 recorder.overhead += (self.now() - ended) * SAMPLE
         except Exception as fault:
             recorder.failed(fault)
 
-    def _end_span(self, ended: float, key: Key) -> None:
-        tracer = self.recorder.tracer
+    def _finish_any(self, error: BaseException | None, ended: float) -> None:
+        """Record a request that is not plain."""
+        recorder = self.lane.recorder
+        totals = self._totals(error, ended)
+        route = self.lane.resolver.resolve(self.scope, self.status)
+        key = self._key(route, error)
+        cell = recorder.cell(key)
+        if cell is not None:
+            recorder.record(cell, self, totals, ended)
+        if self.span is not None:
+            self._end_span(ended, key, totals.duration)
+
+    def _totals(self, error: BaseException | None, ended: float) -> Totals:
+        longest_step = loop_run = ended - self.step_started
+        if self.steps is not None:
+            loop_run += self.steps.loop_run
+            longest_step = max(longest_step, self.steps.longest)
+        if self.pending is not None:
+            self.settle(ended, self.step_started, loop_run)
+            if self.pending is not None or (error is not None and self.held_up):
+                self.last_byte = 0.0  # what ended was the attempt
+        self.first_byte = self.first_byte or self.last_byte
+        if self.last_byte and self.loop_run_until_last_byte is not None:
+            loop_run = self.loop_run_until_last_byte
+        return Totals((self.last_byte or ended) - self.started, longest_step, loop_run)
+
+    def _end_span(self, ended: float, key: Key, duration: float) -> None:
+        tracer = self.lane.recorder.tracer
         if tracer is not None:
             tracer.end(self.span, self, ended, key)
             ids = tracer.exemplar(self.span)
             if ids is not None and not self.is_stream:
-                self.recorder.add_exemplar(key, (self.duration, ended, *ids))
+                self.lane.recorder.add_exemplar(key, (duration, ended, *ids))
 
-    def _unhappy_key(self, route: str, method: str, error: BaseException | None) -> Key:
+    def _key(self, route: str, error: BaseException | None) -> Key:
         outcome = self._outcome(error)
+        method = _method(self.scope)
         status = self.status
         if outcome == OK:
             return (route, method, status, "", OK)
@@ -628,6 +717,11 @@ def _header(message: Message | None, name: bytes) -> bytes:
 def _is_done(awaitable: object) -> bool:
     """Whether what ``send`` returned has ended; of what is no coroutine that is not known."""
     return getattr(awaitable, "cr_frame", None) is None
+
+
+def _method(scope: Scope) -> str:
+    method: str = scope["method"]
+    return method if method in METHODS else OTHER
 
 
 def _type_name(error: BaseException) -> str:

@@ -6,14 +6,21 @@ They are kept apart from HTTP requests: a session of an hour is no slow request.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.faults import Faults
 from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import LONG_BOUNDS, Metric
 from loopscope.core.page import Page, PageFullError
-from loopscope.sources.exchange import SCOPE_KEY, Exchange, Message, Receive, Scope, Send
+from loopscope.sources.exchange import (
+    SCOPE_KEY,
+    Exchange,
+    Message,
+    Receive,
+    Resolver,
+    Scope,
+    Send,
+)
 
 DURATION = Metric(
     "loopscope_websocket_duration_seconds",
@@ -47,12 +54,6 @@ CLOSES = Metric(
 METRICS = (DURATION, MESSAGES, BYTES, CLOSES)
 
 _STANDARD_CODES = frozenset(range(1000, 1016))
-
-
-class Resolver(Protocol):
-    """Turns a scope, after routing, into a route template. Never raises."""
-
-    def resolve(self, scope: Scope, root_path_before: str, status: int = 200) -> str: ...
 
 
 class _Cell:
@@ -145,9 +146,7 @@ class WebSocketExchange(Exchange):
         self._receive = receive
         self._send = send
         self.scope = scope
-        self.root_path: str = scope.get("root_path", "")
-        self.loop_run = self.longest_step = 0.0
-        self.pending = self.coroutine = None
+        self.pending = self.steps = None
         self.now = recorder.now
         scope[SCOPE_KEY] = self
         recorder.active.add(self)
@@ -160,7 +159,7 @@ class WebSocketExchange(Exchange):
             self.messages_out += 1
             self.bytes_out += _payload_bytes(message)
         elif kind == "websocket.accept":
-            self.route = self._resolver.resolve(self.scope, self.root_path)
+            self.route = self._resolver.resolve(self.scope)
         elif kind == "websocket.close":
             self._closed(str(message.get("code") or 1000), "server")
         elif kind == "websocket.http.response.start":
@@ -191,7 +190,7 @@ class WebSocketExchange(Exchange):
             if error is not None:
                 self._closed("1011", "error")
             self._closed("1006", "server")  # the app returned without closing: the server drops it
-            route = self.route or self._resolver.resolve(self.scope, self.root_path)
+            route = self.route or self._resolver.resolve(self.scope)
             recorder.record(self, route, self.now())
         except Exception as fault:
             recorder.faults.report("websockets", fault)
