@@ -72,6 +72,12 @@ class Recorders:
         """Take these recorders out of use: whoever holds them has to ask for new ones."""
         self.requests.thread = 0
 
+    def abandon(self) -> None:
+        """In a forked child: write no more into what is the parent's."""
+        self.retire()
+        self.requests.abandon()
+        self.websockets.abandon()
+
     def bind(self) -> None:
         """Make the calling thread and its running loop the owner."""
         self.loop = weakref.ref(asyncio.get_running_loop())
@@ -139,10 +145,11 @@ class Agent:
 
     def abandon(self) -> None:
         """In a forked child: let go of what is the parent's, so that a new agent can start."""
-        for recorders in self._recorders:
-            recorders.retire()
-        self._front.abandon()
         self.gc.stop()
+        self.page.abandon()
+        for recorders in self._recorders:
+            recorders.abandon()
+        self._front.abandon()
 
     def enter(self) -> None:
         """An application has started up."""

@@ -45,7 +45,7 @@ class Loopscope:
         self.app = app
         self._settings = resolve(settings)
         self._exclude = self._settings.exclude_pattern
-        self._resolver = RouteResolver(app, on_error=self._report_route)
+        self._resolver = RouteResolver(app, on_error=lambda fault: self._report("routes", fault))
         self._agent: Agent | None = None
         self._lane: Lane | None = None
         """The latest thread's, where no path is excluded: most services have one loop."""
@@ -102,8 +102,7 @@ class Loopscope:
                 return WebSocketExchange(recorders.websockets, self._resolver, scope, receive, send)
             return HttpExchange(self._find_lane(recorders), scope, receive, send)
         except Exception as error:
-            if self._agent is not None:
-                self._agent.faults.report("middleware", error)
+            self._report("middleware", error)
             return None
 
     def _attach(self) -> Recorders | None:
@@ -128,9 +127,10 @@ class Loopscope:
             self._lane = lane
         return lane
 
-    def _report_route(self, error: BaseException) -> None:
+    def _report(self, part: str, error: BaseException) -> None:
+        """Count a fault with the agent of now: there may have been others before a stop or fork."""
         if self._agent is not None:
-            self._agent.faults.report("routes", error)
+            self._agent.faults.report(part, error)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Start before the application does, and stop when the last application has ended."""

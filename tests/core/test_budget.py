@@ -86,3 +86,17 @@ def test_without_room_for_an_overflow_there_is_no_value() -> None:
     assert budget.admit("a") is None
     assert budget.admit("a") is None
     assert budget.folded == 2
+
+
+def test_what_is_forgotten_is_made_anew_in_place() -> None:
+    """Whoever holds ``known`` sees it empty; keys and overflow have to be made again."""
+    maker = Maker()
+    budget: Budget[str, Tally] = Budget(1, maker, maker)
+    known = budget.known
+    budget.admit("a")
+    budget.admit("b")
+    budget.forget()
+    assert known == {}
+    budget.admit("b")
+    budget.admit("a")
+    assert maker.made == ["a", OVERFLOW, "b", OVERFLOW]

@@ -162,6 +162,19 @@ def test_a_fork_does_not_write_into_the_parents_page() -> None:
     assert page.slots[slot] == 0.0
 
 
+def test_an_abandoned_page_changes_no_more(tmp_path: Path) -> None:
+    """It has no room for anything and is not even marked as closed: that is its owner's to do."""
+    page = Page.in_directory(tmp_path, Clock())
+    page.allocate(COUNTER, ["a"])
+    (path,) = tmp_path.iterdir()
+    before = path.read_bytes()
+    page.abandon()
+    with pytest.raises(PageFullError):
+        page.allocate(COUNTER, ["b"])
+    page.close(remove=True)
+    assert path.read_bytes() == before
+
+
 WRITER = textwrap.dedent(
     """
     import sys

@@ -99,7 +99,7 @@ class AdminListener:
         """Close what a fork inherited; the thread is the parent's and does not exist here."""
         if self._socket is not None:
             self._socket.close()
-            self._socket = None
+        self._socket = self._thread = self._loop = self._stop = None
 
     def _run(self) -> None:
         try:

@@ -35,6 +35,11 @@ class Budget(Generic[K, V]):
         self._overflow = overflow
         self._overflow_value: V | None = None
 
+    def forget(self) -> None:
+        """Lose every value: each has to be made anew, if that is still possible."""
+        self.known.clear()
+        self._overflow_value = None
+
     def admit(self, key: K) -> V | None:
         """The value of ``key``: known, new, or, once the budget is spent, the overflow value.
 

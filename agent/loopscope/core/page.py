@@ -266,6 +266,19 @@ class Page:
             raise PageFullError(f"no space left for page {self.path}: {error}") from error
         self._words[_RESERVED] = wanted
 
+    def abandon(self) -> None:
+        """In a forked child, where the file is the parent's: change nothing in it any more.
+
+        There is no room in an abandoned page. Handles into it still lead to the parent's slots, so
+        whoever has some has to forget them.
+        """
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        self._lock = threading.Lock()  # whoever held it does not exist here
+        self._words = memoryview(bytearray(HEADER_BYTES)).cast("Q")
+        self.path = None
+
     def close(self, *, remove: bool = False) -> None:
         """Mark the page as finished in good order; ``remove`` deletes its file as well.
 

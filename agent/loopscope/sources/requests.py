@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable
 from itertools import cycle
 from struct import Struct
 from typing import NamedTuple, Protocol
+from weakref import WeakSet
 
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.faults import Faults
@@ -253,6 +254,8 @@ class RequestRecorder:
         self.thread = 0
         """The only thread that may write; 0 once the recorder is out of use."""
         self.slots = page.slots
+        self.lanes: WeakSet[Lane] = WeakSet()
+        """Whoever remembers cells of ours."""
         self._page = page
         self._allocated: dict[tuple[str, tuple[str, ...]], int] = {}
         self._cells: Budget[Key, _Cell] = Budget(max_series, self._make_cell, self._overflow_cell)
@@ -272,6 +275,13 @@ class RequestRecorder:
     def folded(self) -> int:
         """How many requests were folded into the overflow series."""
         return self._cells.folded
+
+    def abandon(self) -> None:
+        """Let go of the page and the tracer: requests under way end without leaving a mark."""
+        self._cells.forget()
+        for lane in self.lanes:
+            lane.clear()
+        self.tracer = None
 
     def failed(self, error: Exception) -> None:
         """Recording went wrong: the request goes on, the fault is counted."""
@@ -430,6 +440,7 @@ class Lane:
         self.cells: dict[tuple[int, str, int], _Cell] = {}
         self._kept: dict[int, object] = {}  # alive, so that their ids stay theirs
         resolver.subscribe(self)
+        recorder.lanes.add(self)
 
     def clear(self) -> None:
         """Forget all short cuts: templates may have changed."""

@@ -95,6 +95,11 @@ class WebSocketRecorder:
         """How many sessions were folded into the overflow series."""
         return self._routes.folded + self._closes.folded
 
+    def abandon(self) -> None:
+        """Let go of the page: sessions under way end without leaving a mark."""
+        self._routes.forget()
+        self._closes.forget()
+
     def record(self, exchange: WebSocketExchange, route: str, ended: float) -> None:
         """Add one ended session."""
         cell = self._routes.admit(route)
