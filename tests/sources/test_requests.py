@@ -201,6 +201,28 @@ async def test_the_server_knows_of_clients_the_app_never_asked_about() -> None:
     assert published(OUTCOMES, outcome="client_disconnected_mid_stream") == 1
 
 
+async def test_a_disconnect_nobody_has_taken_yet_is_seen_and_left_where_it_is() -> None:
+    """A stream whose server had queued the news of its end (hypercorn) is no clean 200."""
+    queue: asyncio.Queue[Message] = asyncio.Queue()
+    server = Server()
+
+    async def streams(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        if scope["path"] == "/left":
+            queue.put_nowait({"type": "http.disconnect"})
+        await send({"type": "http.response.body", "body": b""})
+        queue.put_nowait({"type": "http.disconnect"})  # as hypercorn does after every response
+
+    app = Loopscope(streams)
+    await app(http_scope("/stayed"), queue.get, server.send)
+    assert published(OUTCOMES, outcome="ok") == queue.qsize() == 1
+    queue.get_nowait()
+    await app(http_scope("/left"), queue.get, server.send)
+    assert published(OUTCOMES, outcome="client_disconnected_mid_stream") == 1
+    assert queue.qsize() == 2
+
+
 async def test_cancellation_is_its_own_outcome() -> None:
     """A cancelled request is cancelled, and the cancellation goes on to whoever awaits it."""
     started = asyncio.Event()

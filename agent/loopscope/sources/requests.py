@@ -16,12 +16,12 @@ the slots.
 
 from __future__ import annotations
 
-from asyncio import CancelledError
+from asyncio import CancelledError, Queue
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from itertools import cycle
 from struct import Struct
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
 from loopscope.core.budget import OVERFLOW, Budget
@@ -157,6 +157,8 @@ OTHER = "_OTHER"
 
 BACKGROUND_FLOOR = 0.001
 """Seconds a task may take to return after the last body byte without counting as background."""
+
+_DISCONNECT = {"type": "http.disconnect"}
 
 SAMPLE = 256
 """One request in so many has our own work on it timed."""
@@ -536,6 +538,8 @@ class HttpExchange(Exchange):
                 if "more_body" not in message or not message["more_body"]:
                     sent = self._send(message)
                     if not self.last_byte:
+                        if not self.plain and self.chunks and self._is_hung_up():
+                            self.disconnected = True
                         self.last_byte = self.now()
                         self.pending = sent
                     return sent
@@ -695,7 +699,7 @@ class HttpExchange(Exchange):
         return (route, method, status or 500, "incomplete_response", ERROR)
 
     def _outcome(self, error: BaseException | None) -> str:
-        if self.client_left() or _is_client_disconnect(error):
+        if self.client_left() or _is_client_disconnect(error) or self._is_cut_short():
             return LEFT_MID_STREAM if self.status else LEFT_EARLY
         if isinstance(error, CancelledError | GeneratorExit):
             return OK if self.last_byte and self.status < 500 else CANCELLED
@@ -714,6 +718,25 @@ class HttpExchange(Exchange):
             return True
         server: object = getattr(self._receive, "__self__", None)
         return getattr(server, "disconnected", False) is True
+
+    def _is_cut_short(self) -> bool:
+        """Whether the last byte never came because nobody was there to take it."""
+        return not self.last_byte and self._is_hung_up()
+
+    def _is_hung_up(self) -> bool:
+        """Whether the connection is closed: asked before the last byte, the client has left.
+
+        Again for apps that never ask. Under hypercorn ``receive`` takes from a queue, where the
+        news lies waiting: it is looked at, not taken. The receiver of gunicorn's own worker knows
+        as well; granian keeps it to itself.
+        """
+        server: object = getattr(self._receive, "__self__", None)
+        try:
+            waiting: Any = getattr(server, "_queue", ())
+            closed = getattr(server, "_closed", False)
+            return _DISCONNECT in waiting if isinstance(server, Queue) else closed is True
+        except Exception:  # somebody else's object
+            return False
 
 
 def _header(message: Message | None, name: bytes) -> bytes:
