@@ -1,8 +1,12 @@
-"""A small real service: run as ``service.py PORT LOOP``."""
+"""A small real service: run as ``service.py PORT LOOP``, or by a server that imports ``app``.
+
+With ``BARE`` in the environment it is not measured.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator
 
@@ -10,7 +14,9 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from loopscope import Loopscope
 
@@ -18,6 +24,16 @@ from loopscope import Loopscope
 async def ready(request: Request) -> Response:
     """Answers at once."""
     return PlainTextResponse("ready")
+
+
+async def item(request: Request) -> Response:
+    """Answers at once, on a route with a parameter."""
+    return PlainTextResponse(request.path_params["item"])
+
+
+async def fail(request: Request) -> Response:
+    """Does not answer."""
+    raise LookupError("on purpose")
 
 
 async def slow(request: Request) -> Response:
@@ -37,8 +53,38 @@ async def stream(request: Request) -> Response:
     return StreamingResponse(body(), media_type="text/plain")
 
 
-app = Starlette(routes=[Route("/ready", ready), Route("/slow", slow), Route("/stream", stream)])
-app.add_middleware(Loopscope)
+class Deaf:
+    """Streams like ``stream``, as a plain ASGI application that never asks about its client."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(10):
+            await send({"type": "http.response.body", "body": b"x" * 100, "more_body": True})
+            await asyncio.sleep(0.05)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def echo(websocket: WebSocket) -> None:
+    """Says back what it is told, until the client closes."""
+    await websocket.accept()
+    async for text in websocket.iter_text():
+        await websocket.send_text(text)
+
+
+app = Starlette(
+    routes=[
+        Route("/ready", ready),
+        Route("/items/{item}", item),
+        Route("/fail", fail),
+        Route("/slow", slow),
+        Route("/stream", stream),
+        Route("/deaf", Deaf()),
+        Route("/items/{item}/long", Deaf()),
+        WebSocketRoute("/echo", echo),
+    ]
+)
+if "BARE" not in os.environ:
+    app.add_middleware(Loopscope)
 
 if __name__ == "__main__":
     uvicorn.run(

@@ -2,100 +2,36 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
-import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from loopscope.core.merge import ReadPage, merge
 from loopscope.core.page import PageReader, read_file
+from tests.e2e.running import OUTCOMES, Running, send_and_leave
 
 SERVICE = Path(__file__).with_name("service.py")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-class Service:
-    """The service of ``service.py`` in a process of its own."""
+class Service(Running):
+    """The service of ``service.py``, whose page is in ``directory``."""
 
     def __init__(self, loop: str, directory: Path) -> None:
-        self.port, self.admin, self.directory = free_port(), free_port(), directory
-        environ = {
-            **os.environ,
-            "LOOPSCOPE_LISTEN": f"127.0.0.1:{self.admin}",
-            "LOOPSCOPE_DIR": str(directory),
-        }
-        arguments = [sys.executable, str(SERVICE), str(self.port), loop]
-        self.process = subprocess.Popen(arguments, env=environ)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}")
-        self._wait()
-
-    def _wait(self) -> None:
-        for _ in range(200):
-            try:
-                self.client.get("/ready")
-            except httpx.TransportError:
-                time.sleep(0.1)
-            else:
-                return
-        raise AssertionError("the service did not start")
-
-    def published(self, name: str, **labels: str) -> float:
-        with urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=10) as response:
-            text = response.read().decode()
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
+        self.directory = directory
+        super().__init__(
+            lambda port: [sys.executable, SERVICE, str(port), loop],
+            directory / "log",
+            LOOPSCOPE_DIR=str(directory),
         )
-
-    def becomes(self, expected: float, name: str, **labels: str) -> bool:
-        """Whether a figure gets to where it should within ten seconds."""
-        until = time.monotonic() + 10
-        while time.monotonic() < until:
-            if self.published(name, **labels) == expected:
-                return True
-            time.sleep(0.05)
-        return False
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        self.client.close()
-        self.process.send_signal(how)
-        self.process.wait(10)
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
-    running = Service(request.param, tmp_path)
-    yield running
-    if running.process.poll() is None:
-        running.stop()
-
-
-OUTCOMES = "loopscope_request_outcomes_total"
-
-
-def send_and_leave(port: int, path: str, read: int = 0) -> None:
-    """Ask for ``path`` and close the connection after ``read`` bytes."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        if read:
-            connection.recv(read)
-        else:
-            time.sleep(0.1)
+    with Service(request.param, tmp_path) as running:
+        yield running
 
 
 def test_every_request_is_counted_exactly(service: Service) -> None:
@@ -155,7 +91,6 @@ def test_after_a_kill_every_completed_request_is_still_there(service: Service) -
 
 def test_shutdown_ends_everything(service: Service) -> None:
     """SIGTERM ends the service as it always did, and its page says that it was closed."""
-    service.stop()
-    assert service.process.returncode in (0, -signal.SIGTERM)
+    assert service.stop() in (0, -signal.SIGTERM)
     (path,) = service.directory.glob("*.page")
     assert PageReader().update(read_file(path)).closed
