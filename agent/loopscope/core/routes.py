@@ -234,6 +234,11 @@ class RouteResolver:
         self._rebuilds = 0
         self._shows_nothing = 0
 
+    @property
+    def app(self) -> object | None:
+        """The application whose routes these are."""
+        return self._app
+
     def resolve(self, scope: Mapping[str, Any], status: int = 200) -> str:
         """Return the template of the route that `scope` was routed to.
 

@@ -32,6 +32,9 @@ SCOPE_KEY = "loopscope"
 class Resolver(Protocol):
     """Turns a scope, after routing, into a route template. Never raises."""
 
+    @property
+    def app(self) -> object: ...
+
     def resolve(self, scope: Scope, status: int = 200) -> str: ...
 
     def is_certain(self, matched: object) -> bool: ...

@@ -515,6 +515,11 @@ class HttpExchange(Exchange):
         if not plain:
             self._begin_span()
 
+    @property
+    def app(self) -> object:
+        """The application that is going to answer."""
+        return self.lane.resolver.app
+
     def _begin_span(self) -> None:
         recorder = self.lane.recorder
         if recorder.tracer is not None:
