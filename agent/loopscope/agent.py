@@ -30,7 +30,7 @@ from loopscope.core.faults import Faults
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.page import SUFFIX, Labels, Page, PageError, PageReader, read_file
 from loopscope.exporters.prometheus import Exemplar, MetricsPage
-from loopscope.exporters.traces import TraceExporter, make_tracer
+from loopscope.exporters.traces import TraceExporter, make_tracer, provided_tracer
 from loopscope.settings import Settings
 from loopscope.sources.cgroup import CgroupSource
 from loopscope.sources.gc import GcSource
@@ -93,6 +93,8 @@ class Agent:
         self.faults = Faults()
         self.page = self._make_page()
         self.tracer = self._make_tracer()
+        self._own_tracer = self.tracer
+        """What we set up ourselves stays to be shut down when the service's takes its place."""
         self._recorders: list[Recorders] = []
         self._applications = 0
         self._lock = threading.Lock()  # attaching, refreshing and rendering; never per request
@@ -139,8 +141,8 @@ class Agent:
         self._front.stop()
         self.renderer.shutdown(wait=False, cancel_futures=True)
         self.gc.stop()
-        if self.tracer is not None:
-            self.tracer.stop()
+        if self._own_tracer is not None:
+            self._own_tracer.stop()
         self.page.close()
 
     def abandon(self) -> None:
@@ -155,6 +157,7 @@ class Agent:
         """An application has started up."""
         with self._lock:
             self._applications += 1
+            self._look_for_provider()
 
     def leave(self) -> None:
         """An application has shut down; the last one stops the agent."""
@@ -172,6 +175,7 @@ class Agent:
         if self.faults.is_off("requests"):
             return None
         with self._lock:
+            self._look_for_provider()
             mine = get_ident()
             for recorders in self._recorders:
                 if recorders.thread == mine:
@@ -225,6 +229,7 @@ class Agent:
 
     def families(self) -> list[Family]:
         """Refresh what is read on demand, then read and merge all pages. Call under the lock."""
+        self._look_for_provider()
         for source in self._refreshed:
             try:
                 source.refresh()
@@ -285,10 +290,28 @@ class Agent:
         if self.settings.traces == "off":
             return None
         try:
-            return make_tracer(self.clock, self.settings.service, os.environ)
+            return make_tracer(self.clock, self.settings.service, os.environ, self.faults)
         except Exception as error:
             self.faults.report("traces", error)
             return None
+
+    def _look_for_provider(self) -> None:
+        """Change over to a provider the service set up after we started. Call under the lock.
+
+        Nothing tells us of it, and no request should pay for asking: so it is looked for whenever
+        an application has started up, an event loop comes along, or somebody reads the figures.
+        """
+        if self.settings.traces == "off" or (self.tracer is not None and not self.tracer.owned):
+            return
+        try:
+            found = provided_tracer(self.clock, os.environ, self.faults)
+        except Exception as error:
+            self.faults.report("traces", error)
+            return
+        if found is not None:
+            self.tracer = found
+            for recorders in self._recorders:
+                recorders.requests.tracer = found
 
 
 _current: Agent | None = None

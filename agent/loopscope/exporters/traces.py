@@ -1,20 +1,39 @@
 """Traces: one SERVER span a request, by OpenTelemetry's stable HTTP conventions.
 
 A provider the service has set up is used and never replaced; without one, and with an OTLP endpoint
-in the environment, a provider of our own exports there. Off in every other case. The span ends with
-the last body byte, so its duration equals the published one.
+in the environment, a provider of our own exports there, until the service sets one up after all.
+Off in every other case. The span ends with the last body byte, so its duration equals the published
+one. Whatever kept a response from its client is an error to the conventions, a client that left and
+a cancelled request included; ``error.type`` and ``loopscope.outcome`` say which it was.
 
-Private by default: no query string, no headers but the user agent.
+One span, not two. A service may be traced already, and then its spans stay as they are and we make
+none:
+
+- FastAPI traces by itself once there is a provider. Inside of it (``add_middleware``) its span is
+  found in the scope; around it (``Loopscope(app)``) it is known to come, though not by which id, so
+  these requests leave no exemplars.
+- OpenTelemetry's ASGI instrumentation, or whatever else has a SERVER span under way around us, is
+  found as the current span. Inside of us it makes internal spans below ours.
+- A middleware that opens another span between such a one and us hides it. Then there are two.
+
+The span that is reused gives the exemplars; it is neither described nor ended by us. A local span
+that is not sampled has decided for us as well.
+
+Private by default: no query string, no header, and of an exception its type and where it came from,
+not its message, which may quote what the request carried.
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import sys
+import threading
 from collections.abc import Mapping
 from contextvars import Token
 from dataclasses import dataclass
-from typing import Any, Protocol
+from traceback import format_tb
+from typing import Any, Protocol, cast
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
@@ -22,10 +41,20 @@ from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.trace import ProxyTracerProvider, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    NoOpTracerProvider,
+    ProxyTracerProvider,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+)
 
 from loopscope._version import __version__
 from loopscope.core.clock import Clock
+from loopscope.core.faults import Faults
 
 logger = logging.getLogger("loopscope")
 
@@ -43,6 +72,14 @@ _EXPORTERS = {
 _METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY")
 )
+_OURS = context.create_key("loopscope-span")
+"""Where a context has the span we made current in it."""
+
+_FRAMES = 50
+"""How many frames of an exception's traceback are kept: the innermost ones."""
+
+_NESTING = 32
+"""How many middlewares deep a FastAPI is looked for."""
 
 
 class Request(Protocol):
@@ -52,10 +89,14 @@ class Request(Protocol):
     started: float
     last_byte: float
 
+    @property
+    def app(self) -> object:
+        """The application that is going to answer it."""
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class RequestSpan:
-    """A span under way and the context it was made current in."""
+    """A span under way. ``token`` restores the context before it; None: it is not our span."""
 
     span: Span
     token: Token[Context] | None
@@ -77,34 +118,65 @@ _HEADERS = _Headers()
 
 
 class TraceExporter:
-    """Begins and ends spans on ``provider``; ``owned`` says that it is ours to shut down."""
+    """Begins and ends spans on ``provider``, which is ours to shut down if it has a ``sender``."""
 
-    def __init__(self, clock: Clock, provider: trace.TracerProvider, *, owned: bool) -> None:
+    PATIENCE = 2.0
+    """Seconds a shutdown may wait for the collector to take the last spans."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        provider: trace.TracerProvider,
+        faults: Faults,
+        sender: SpanExporter | None = None,
+    ) -> None:
+        self.owned = sender is not None
         self._clock = clock
         self._provider = provider
-        self._owned = owned
+        self._faults = faults
+        self._sender = sender
         self._tracer = provider.get_tracer("loopscope", __version__)
 
-    def begin(self, exchange: Request) -> RequestSpan:
-        """Start the span and make it current, so that the service's own spans nest under it."""
+    def begin(self, exchange: Request) -> RequestSpan | None:
+        """Start the span and make it current, so that the service's own spans nest under it.
+
+        None where the application is going to make its own, or where tracing failed too often.
+        """
+        if self._faults.is_off("traces") or _traces_itself(exchange.app):
+            return None
         scope = exchange.scope
-        parent = propagate.extract(scope, getter=_HEADERS)
+        other = _span_around(scope)
+        if other is not None:
+            return RequestSpan(other, None)
+        # The caller's span is the only parent: what is current here may be the request before on
+        # the same connection, or what the whole server was started in.
+        around = trace.set_span_in_context(INVALID_SPAN, context.get_current())
+        parent = propagate.extract(scope, around, getter=_HEADERS)
         span = self._tracer.start_span(
             scope["method"] if scope["method"] in _METHODS else "HTTP",
             context=parent,
             kind=SpanKind.SERVER,
             attributes=_attributes(scope),
-            start_time=self._nanoseconds(exchange.started),
+            start_time=self._nanoseconds(exchange, exchange.started),
         )
-        return RequestSpan(span, context.attach(trace.set_span_in_context(span, parent)))
+        inside = context.set_value(_OURS, span, trace.set_span_in_context(span, parent))
+        return RequestSpan(span, context.attach(inside))
 
     def end(self, span: object, exchange: Request, ended: float, key: Key) -> None:
         """End the span at the last body byte, or at ``ended`` where there was none."""
         assert isinstance(span, RequestSpan)
-        self._detach(span)
-        if span.span.is_recording():
-            _describe(span.span, key)
-        span.span.end(self._nanoseconds(exchange.last_byte or ended))
+        if span.token is None:
+            return
+        try:
+            # Restore the context only where it was set: a coroutine closed elsewhere has another.
+            if trace.get_current_span() is span.span:
+                context.detach(span.token)
+            if span.span.is_recording():
+                _describe(span.span, key)
+                self._record_exception(span.span, exchange, ended, key)
+            span.span.end(self._nanoseconds(exchange, exchange.last_byte or ended))
+        except Exception as error:
+            self._faults.report("traces", error)
 
     def exemplar(self, span: object) -> tuple[int, int] | None:
         """Trace and span id where the span is sampled."""
@@ -113,42 +185,92 @@ class TraceExporter:
         return (ids.trace_id, ids.span_id) if ids.trace_flags.sampled else None
 
     def stop(self) -> None:
-        """Send what is left and shut down a provider of ours; leave the service's alone."""
-        if self._owned and isinstance(self._provider, TracerProvider):
+        """Send what is left and shut down a provider of ours; leave the service's alone.
+
+        A collector that is slow or down is waited for no longer than ``PATIENCE``; what it has not
+        taken by then is given up.
+        """
+        if self._sender is None or not isinstance(self._provider, TracerProvider):
+            return
+        sending = threading.Thread(
+            target=self._provider.shutdown, name="loopscope-traces", daemon=True
+        )
+        try:
+            sending.start()
+        except RuntimeError:  # CPython 3.12.0 and 3.12.1 start no threads in exit handlers
             self._provider.shutdown()
+            return
+        sending.join(self.PATIENCE)
+        if sending.is_alive():
+            logger.warning(
+                "loopscope: the collector has not taken the last spans within %g s; they are lost",
+                self.PATIENCE,
+            )
+            self._sender.shutdown()  # no more attempts
 
-    def _nanoseconds(self, moment: float) -> int:
-        return int(self._clock.wall(moment) * 1e9)
+    def _nanoseconds(self, exchange: Request, moment: float) -> int:
+        """Unix time at ``moment``; its distance to the request's start is exact."""
+        started = exchange.started
+        return int(self._clock.wall(started) * 1e9) + round((moment - started) * 1e9)
 
-    @staticmethod
-    def _detach(span: RequestSpan) -> None:
-        """Restore the context only where it was set: a coroutine closed elsewhere has another."""
-        if span.token is not None and trace.get_current_span() is span.span:
-            context.detach(span.token)
-        span.token = None
+    def _record_exception(self, span: Span, exchange: Request, ended: float, key: Key) -> None:
+        """Add the exception that is on its way through the middleware, if that is the error."""
+        error = sys.exception()
+        kind, outcome = key[3:]
+        if error is None or outcome != "error" or kind.split(".")[-1] != type(error).__name__:
+            return
+        frames = "".join(format_tb(error.__traceback__, -_FRAMES))
+        span.add_event(
+            "exception",
+            {
+                "exception.type": kind,
+                "exception.stacktrace": f"Traceback (most recent call last):\n{frames}{kind}\n",
+            },
+            self._nanoseconds(exchange, ended),
+        )
 
 
-def make_tracer(clock: Clock, service: str, environ: Mapping[str, str]) -> TraceExporter | None:
-    """Tracing as the process is configured, or None where it is not."""
+def provided_tracer(
+    clock: Clock, environ: Mapping[str, str], faults: Faults
+) -> TraceExporter | None:
+    """Tracing on the provider the service has set up, or None as long as it has not."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    if not isinstance(trace.get_tracer_provider(), ProxyTracerProvider):
-        return TraceExporter(clock, trace.get_tracer_provider(), owned=False)
-    if environ.get("OTEL_TRACES_EXPORTER") == "none" or not any(map(environ.get, _ENDPOINTS)):
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, ProxyTracerProvider | NoOpTracerProvider):
         return None
+    return TraceExporter(clock, provider, faults)
+
+
+def make_tracer(
+    clock: Clock, service: str, environ: Mapping[str, str], faults: Faults
+) -> TraceExporter | None:
+    """Tracing as the process is configured, or None where it is not."""
+    provided = provided_tracer(clock, environ, faults)
+    if provided is not None or not _wants_otlp(environ):
+        return provided
     exporter = _otlp_exporter(environ)
     if exporter is None:
         return None
     resource = Resource.create({SERVICE_NAME: service} if service else None)
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    return TraceExporter(clock, provider, owned=True)
+    return TraceExporter(clock, provider, faults, exporter)
+
+
+def _wants_otlp(environ: Mapping[str, str]) -> bool:
+    """Whether the environment asks for OTLP and says where to, and nobody said no to traces."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    if isinstance(trace.get_tracer_provider(), NoOpTracerProvider):
+        return False
+    exporters = (environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(",")
+    return "otlp" in map(str.strip, exporters) and any(map(environ.get, _ENDPOINTS))
 
 
 def _otlp_exporter(environ: Mapping[str, str]) -> SpanExporter | None:
-    protocol = environ.get(
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-        environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get(
+        "OTEL_EXPORTER_OTLP_PROTOCOL", ""
     )
     module, package = _EXPORTERS.get(protocol, _EXPORTERS["http/protobuf"])
     try:
@@ -163,6 +285,34 @@ def _otlp_exporter(environ: Mapping[str, str]) -> SpanExporter | None:
     return exporter
 
 
+def _span_around(scope: Mapping[str, Any]) -> Span | None:
+    """Somebody else's span of this very request, or a local one that was decided not to sample."""
+    span: Span = getattr(scope.get("fastapi.telemetry"), "span", None) or trace.get_current_span()
+    if span is context.get_value(_OURS):
+        return None  # an outer request's, or the one before on the same connection
+    if isinstance(span, NonRecordingSpan):
+        ids = span.get_span_context()
+        return span if ids.is_valid and not ids.is_remote else None
+    is_server = getattr(span, "kind", None) is SpanKind.SERVER
+    return span if is_server and span.is_recording() else None
+
+
+def _traces_itself(app: object) -> bool:
+    """Whether ``app`` is, or wraps, a FastAPI that makes SERVER spans. Older ones never do."""
+    for _ in range(_NESTING):
+        found = getattr(app, "_telemetry", None)
+        if isinstance(found, dict):
+            telemetry = cast("dict[str, Any]", found)
+            return bool(telemetry.get("tracing")) and not isinstance(
+                telemetry.get("tracer_provider") or trace.get_tracer_provider(),
+                ProxyTracerProvider | NoOpTracerProvider,
+            )
+        app = getattr(app, "app", None)
+        if app is None:
+            break
+    return False
+
+
 def _attributes(scope: Mapping[str, Any]) -> dict[str, str | int]:
     method = scope["method"]
     attributes: dict[str, str | int] = {
@@ -173,9 +323,6 @@ def _attributes(scope: Mapping[str, Any]) -> dict[str, str | int]:
     }
     if method not in _METHODS:
         attributes["http.request.method_original"] = method
-    agent = _HEADERS.get(scope, "user-agent")
-    if agent:
-        attributes["user_agent.original"] = agent[0]
     if scope.get("client"):
         attributes["client.address"] = scope["client"][0]
     if scope.get("server"):
@@ -194,6 +341,6 @@ def _describe(span: Span, key: Key) -> None:
     if status:
         span.set_attribute("http.response.status_code", status)
     span.set_attribute("loopscope.outcome", outcome)
-    if outcome == "error":
+    if outcome != "ok":
         span.set_attribute("error.type", error_type)
         span.set_status(Status(StatusCode.ERROR))
