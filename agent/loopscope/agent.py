@@ -311,7 +311,7 @@ class Agent:
         if found is not None:
             self.tracer = found
             for recorders in self._recorders:
-                recorders.requests.tracer = found
+                recorders.requests.trace_with(found)
 
 
 _current: Agent | None = None

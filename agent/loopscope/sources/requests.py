@@ -244,12 +244,11 @@ class RequestRecorder:
     ) -> None:
         self.now = now
         self.faults = faults
-        self.tracer = tracer
+        self._queue_from = queue_from
+        self.trace_with(tracer)
         self.active: set[HttpExchange] = set()
         """Requests whose task has not ended. Copy before looking at it from another thread."""
         self.stream_types = tuple(kind.encode() for kind in stream_types)
-        self.plain = tracer is None and queue_from is None
-        """Whether a request can be plain at all."""
         self.overhead = 0.0
         """Seconds spent on finishing requests, estimated from one in ``SAMPLE``."""
         self.is_sampled = cycle((*(SAMPLE - 1) * (False,), True))
@@ -261,7 +260,6 @@ class RequestRecorder:
         self._page = page
         self._allocated: dict[tuple[str, tuple[str, ...]], int] = {}
         self._cells: Budget[Key, _Cell] = Budget(max_series, self._make_cell, self._overflow_cell)
-        self._queue_from = queue_from
         self._queue: Histogram | None = None
         if queue_from is not None:
             self._queue = Histogram(self.slots, page.allocate(QUEUE), QUEUE.bounds)
@@ -283,7 +281,13 @@ class RequestRecorder:
         self._cells.forget()
         for lane in self.lanes:
             lane.clear()
-        self.tracer = None
+        self.trace_with(None)
+
+    def trace_with(self, tracer: Tracer | None) -> None:
+        """Have spans of the requests to come made by ``tracer``."""
+        self.tracer = tracer
+        self.plain = tracer is None and self._queue_from is None
+        """Whether a request can be plain at all."""
 
     def failed(self, error: Exception) -> None:
         """Recording went wrong: the request goes on, the fault is counted."""
