@@ -33,7 +33,6 @@ know.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import stat
@@ -42,6 +41,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from json import dumps, loads  # by name: a service's tests may patch json.dumps and count calls
 from pathlib import Path
 from reprlib import repr as brief  # a broken key may be deep and long
 from typing import Any, cast
@@ -241,7 +241,7 @@ class Page:
         return [number, *labels]
 
     def _append(self, key: object, slot_count: int) -> int:
-        raw = json.dumps(key, separators=(",", ":")).encode()
+        raw = dumps(key, separators=(",", ":")).encode()
         padded = raw.ljust(-(-len(raw) // 8) * 8)
         start = self.used
         first_slot = start + _RECORD.size + len(padded)
@@ -398,7 +398,7 @@ def _records(buffer: bytes | memoryview, start: int, end: int) -> Iterator[tuple
         if key_length % 8 or position > end:
             raise PageError("corrupt", f"a record of {key_length} + 8 x {slot_count} bytes")
         try:
-            key = json.loads(bytes(buffer[key_start:slots_start]))
+            key = loads(bytes(buffer[key_start:slots_start]))
         except (ValueError, RecursionError) as error:
             raise PageError("corrupt", f"key at {key_start}: {error}") from error
         yield key, slots_start, slot_count
