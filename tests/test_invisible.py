@@ -11,10 +11,12 @@ import contextvars
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from loopscope import Loopscope
+from loopscope.core.faults import Faults
 from tests.harness import Message, Server, http_scope, websocket_scope
 
 pytestmark = pytest.mark.anyio
@@ -68,6 +70,22 @@ async def test_malformed_messages_are_the_servers_business() -> None:
         return str(caught.value)
 
     await same(app, observe)
+
+
+@pytest.mark.parametrize("odd", [{}, {"body": 1}, None])
+async def test_whatever_the_server_gives_the_application_receives(odd: Any) -> None:
+    """A message we cannot read, as a hasty test double gives it, reaches the application."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> Any:
+        return await receive()
+
+    async def observe(app: App) -> Any:
+        async def receive() -> Any:
+            return odd
+
+        return await app(http_scope(), receive, Server().send)
+
+    assert await same(app, observe) is odd
 
 
 async def test_the_return_value_is_passed_on() -> None:
@@ -180,6 +198,66 @@ async def test_context_variables_are_the_applications() -> None:
         return variable.get()
 
     assert await same(app, observe) == "there and back"
+
+
+async def test_a_mock_of_json_counts_the_applications_calls_only() -> None:
+    """A service's test may patch ``json.dumps`` around a request that is the first of its kind."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await respond(send)
+
+    async def observe(app: App) -> int:
+        with mock.patch("json.dumps") as dumps:
+            await messages(app)
+        return dumps.call_count
+
+    assert await same(app, observe) == 0
+
+
+@pytest.mark.quiet_faults
+async def test_an_agent_that_cannot_start_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Start-up and requests go on, it is logged once, and tried a limited number of times."""
+    tries: list[object] = []
+
+    def fail(*arguments: object) -> None:
+        tries.append(arguments)
+        raise OSError("no /proc here")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await respond(send)
+
+    async def observe(app: App) -> list[Message]:
+        server = Server()
+        await app({"type": "lifespan"}, server.receive, server.send)
+        for _ in range(2 * Faults.TOLERANCE):
+            await app(http_scope(), server.receive, server.send)
+        return server.sent
+
+    monkeypatch.setattr("loopscope.asgi.join_agent", fail)
+    await same(app, observe)
+    assert len(tries) == Faults.TOLERANCE
+    assert [record.message for record in caplog.records if "start failed and" in record.message]
+    assert len(caplog.records) == 2, "one for the first failure, one for giving up"
+
+
+@pytest.mark.quiet_faults
+@pytest.mark.parametrize("kind", ["http", "lifespan"])
+def test_a_loop_that_is_not_asyncios_runs_the_application_all_the_same(kind: str) -> None:
+    """Servers can run on trio, where nothing is measured and nothing fails."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> str:
+        return "value"
+
+    for served in (app, Loopscope(app)):
+        coroutine = served(http_scope(type=kind), Server().receive, Server().send)
+        with pytest.raises(StopIteration) as done:
+            coroutine.send(None)
+        assert done.value.value == "value"
 
 
 async def test_the_task_is_the_callers() -> None:

@@ -17,6 +17,7 @@ from typing import Any, Unpack
 
 from loopscope.admin.listener import AdminListener
 from loopscope.agent import Agent, Recorders, join_agent
+from loopscope.core.faults import Faults
 from loopscope.core.routes import RouteResolver
 from loopscope.settings import SettingsKeywords, resolve
 from loopscope.sources.exchange import (
@@ -45,8 +46,11 @@ class Loopscope:
         self.app = app
         self._settings = resolve(settings)
         self._exclude = self._settings.exclude_pattern
-        self._resolver = RouteResolver(app, on_error=lambda fault: self._report("routes", fault))
+        self._resolver = RouteResolver(
+            app, on_error=lambda fault: self._faults.report("routes", fault)
+        )
         self._agent: Agent | None = None
+        self._faults = Faults()  # the agent's, once there is one
         self._lane: Lane | None = None
         """The latest thread's, where no path is excluded: most services have one loop."""
         self._lanes: dict[int, Lane] = {}
@@ -64,12 +68,16 @@ class Loopscope:
             or lane.recorder.thread != get_ident()
         ):
             exchange = self._exchange(scope, receive, send)
-            if exchange is None:
-                if scope["type"] == "lifespan" and self._settings.enabled:
-                    return await self._lifespan(scope, receive, send)
-                return await self.app(scope, receive, send)
         else:
-            exchange = HttpExchange(lane, scope, receive, send)
+            try:
+                exchange = HttpExchange(lane, scope, receive, send)
+            except Exception as error:
+                lane.recorder.failed(error)
+                exchange = None
+        if exchange is None:
+            if scope["type"] == "lifespan" and self._settings.enabled:
+                return await self._lifespan(scope, receive, send)
+            return await self.app(scope, receive, send)
         try:
             called: Any = self.app(scope, exchange.receive, exchange.send)
             coroutine: Any = called
@@ -92,9 +100,9 @@ class Loopscope:
         kind = scope["type"]
         if SCOPE_KEY in scope or (kind != "http" and kind != "websocket"):
             return None
-        if self._exclude is not None and self._exclude.search(scope["path"]):
-            return None
         try:
+            if self._exclude is not None and self._exclude.search(scope["path"]):
+                return None
             recorders = self._attach()
             if recorders is None:
                 return None
@@ -102,18 +110,27 @@ class Loopscope:
                 return WebSocketExchange(recorders.websockets, self._resolver, scope, receive, send)
             return HttpExchange(self._find_lane(recorders), scope, receive, send)
         except Exception as error:
-            self._report("middleware", error)
+            self._faults.report("middleware", error)
             return None
 
     def _attach(self) -> Recorders | None:
-        """This thread's recorders; starts the agent if need be. None where that is off."""
+        """This thread's recorders; starts the agent if need be.
+
+        None where measuring is off, or cannot be started.
+        """
         recorders = self._recorders
-        if recorders is None or recorders.thread != get_ident():
-            if not self._settings.enabled:
-                return None
+        if recorders is not None and recorders.thread == get_ident():
+            return recorders
+        if not self._settings.enabled or self._faults.is_off("start"):
+            return None
+        try:
             self._agent = join_agent(self._settings, AdminListener)
-            self._recorders = recorders = self._agent.recorders()
-        return recorders
+            self._faults = self._agent.faults
+            self._recorders = self._agent.recorders()
+        except Exception as error:  # no /proc, no memory, or an event loop that is not asyncio's
+            self._faults.report("start", error)
+            return None
+        return self._recorders
 
     def _find_lane(self, recorders: Recorders) -> Lane:
         """Make the lane of this thread the one that requests take without asking."""
@@ -126,11 +143,6 @@ class Loopscope:
         if self._exclude is None:
             self._lane = lane
         return lane
-
-    def _report(self, part: str, error: BaseException) -> None:
-        """Count a fault with the agent of now: there may have been others before a stop or fork."""
-        if self._agent is not None:
-            self._agent.faults.report(part, error)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Start before the application does, and stop when the last application has ended."""

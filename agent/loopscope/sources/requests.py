@@ -594,12 +594,15 @@ class HttpExchange(Exchange):
     async def receive(self) -> Message:
         """Pass on what the server has and count the body's bytes."""
         message = await self._receive()
-        body = message.get("body")
-        if body:
-            self.bytes_received += len(body)
-        elif message["type"] == "http.disconnect" and not self.last_byte:
-            self.disconnected = True
-            self.plain = False
+        try:
+            body = message.get("body")
+            if body:
+                self.bytes_received += len(body)
+            elif message["type"] == "http.disconnect" and not self.last_byte:
+                self.disconnected = True
+                self.plain = False
+        except (KeyError, TypeError, AttributeError):
+            self.lane.recorder.malformed += 1  # what to make of it is for the app to say
         return message
 
     def finish(self, error: BaseException | None) -> None:
