@@ -484,14 +484,14 @@ class HttpExchange(Exchange):
     What every request needs has a slot; what few need has a default on the class.
     """
 
-    __slots__ = ("__dict__", "_receive", "_send", "bytes_received", "bytes_sent", "head", "lane",
-                 "last_byte", "plain", "status")  # fmt: skip
+    __slots__ = ("__dict__", "_receive", "_send", "bytes_received", "bytes_sent", "chunks", "head",
+                 "lane", "last_byte", "plain", "status")  # fmt: skip
 
     plain: bool
     """Whether nothing has happened yet that calls for more than the short path."""
     head: Message | None
     """The message that started the response."""
-    chunks = 0
+    chunks: int
     """Body messages before the last one."""
     first_byte = 0.0
     """Set when chunks are sent; else the body went out at once, with the last byte."""
@@ -508,7 +508,7 @@ class HttpExchange(Exchange):
         self.scope = scope
         self._receive = receive
         self._send = send
-        self.status = self.bytes_received = self.bytes_sent = 0
+        self.status = self.bytes_received = self.bytes_sent = self.chunks = 0
         self.last_byte = 0.0
         self.head = self.pending = self.steps = None
         self.plain = plain = recorder.plain
@@ -544,28 +544,26 @@ class HttpExchange(Exchange):
                 # `in` and a subscript cost less than a call of `get`.
                 if "body" in message:
                     self.bytes_sent += len(message["body"])
-                if "more_body" not in message or not message["more_body"]:
-                    sent = self._send(message)
-                    if not self.last_byte:
-                        if not self.plain and self.chunks and self._is_hung_up():
-                            self.disconnected = True
-                        self.last_byte = self.now()
-                        self.pending = sent
-                    return sent
-                if not self.chunks:
-                    self._begin_streaming()
-                self.chunks += 1
+                if "more_body" in message and message["more_body"]:  # noqa: RUF019
+                    if not self.chunks:
+                        self._begin_streaming()
+                    self.chunks += 1
+                elif not self.last_byte:
+                    if not self.plain and self.chunks and self._is_hung_up():
+                        self.disconnected = True
+                    self.last_byte = self.now()
             elif kind == "http.response.start":
                 self.status = message["status"]
                 self.head = message
             elif kind == "http.response.pathsend":
                 self.bytes_sent = int(_header(self.head, b"content-length") or 0)
-                self.pending = sent = self._send(message)
                 self.last_byte = self.now()
-                return sent
         except (KeyError, TypeError, ValueError, AttributeError):
             self.lane.recorder.malformed += 1  # the server will say what is wrong with the message
-        return self._send(message)
+        sent = self._send(message)
+        if self.last_byte and self.pending is None:
+            self.pending = sent
+        return sent
 
     def _begin_streaming(self) -> None:
         self.plain = False
