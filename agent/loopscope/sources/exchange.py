@@ -88,7 +88,7 @@ class Steps:
     ) -> None:
         self.coroutine = coroutine
         self.loop_run = 0.0
-        """Seconds of finished steps."""
+        """Seconds of finished steps; set at the end, like ``longest``."""
         self.longest = 0.0
         """Seconds of the longest finished step."""
         self._exchange = exchange
@@ -97,23 +97,25 @@ class Steps:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         exchange = self._exchange
-        coroutine = self.coroutine
         waiting_for = self._waiting_for
-        self._waiting_for = None
+        del self._exchange, self._waiting_for  # the exchange knows us: no cycle, no garbage
+        coroutine = self.coroutine
+        send = coroutine.send
         now = exchange.now
+        loop_run = longest = 0.0
         argument: Any = None
         try:
             while True:
                 moment = now()
                 step_started = exchange.step_started
                 held = moment - step_started
-                self.loop_run += held
-                if held > self.longest:
-                    self.longest = held
+                loop_run += held
+                if held > longest:
+                    longest = held
                 if exchange.pending is not None:
-                    exchange.settle(moment, step_started, self.loop_run)
+                    exchange.settle(moment, step_started, loop_run)
                 exchange.step_started = 0.0
-                step: Callable[[Any], Any] = coroutine.send
+                step: Callable[[Any], Any] = send
                 try:
                     argument = yield waiting_for
                 except GeneratorExit:
@@ -124,12 +126,13 @@ class Steps:
                     argument = error
                     step = coroutine.throw
                 exchange.step_started = now()
-                try:
-                    waiting_for = step(argument)
-                except StopIteration as done:
-                    return done.value
+                waiting_for = step(argument)
                 argument = None
+        except StopIteration as done:
+            return done.value
         finally:
+            self.loop_run = loop_run
+            self.longest = longest
             argument = None
 
 
