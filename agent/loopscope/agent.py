@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import get_ident
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 from prometheus_client import REGISTRY
@@ -29,16 +29,24 @@ from loopscope.core.clock import Clock
 from loopscope.core.faults import Faults
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.page import SUFFIX, Labels, Page, PageError, PageReader, read_file
+from loopscope.core.stacks import UserCode
+from loopscope.core.stall import Stall, as_json
+from loopscope.exporters.log import StallLog
+from loopscope.exporters.profile import BlockingProfile
 from loopscope.exporters.prometheus import Exemplar, MetricsPage
 from loopscope.exporters.traces import TraceExporter, make_tracer, provided_tracer
 from loopscope.settings import Settings
 from loopscope.sources.cgroup import CgroupSource
+from loopscope.sources.evidence import ThreadClock
 from loopscope.sources.gc import GcSource
 from loopscope.sources.in_flight import InFlightSource
 from loopscope.sources.itself import SelfSource
+from loopscope.sources.loop import LoopMonitor
 from loopscope.sources.process import ProcessSource
 from loopscope.sources.request_start import seconds_queued
-from loopscope.sources.requests import DURATION, HttpExchange, RequestRecorder
+from loopscope.sources.requests import DURATION, HttpExchange, RequestRecorder, Tracer
+from loopscope.sources.stalls import Order, StallBook
+from loopscope.sources.watchdog import Running, Waiting, Watchdog
 from loopscope.sources.websockets import WebSocketExchange, WebSocketRecorder
 
 logger = logging.getLogger("loopscope")
@@ -56,11 +64,18 @@ class Front(Protocol):
 
 
 class Recorders:
-    """What one event loop's thread writes to. ``thread`` is 0 once they are out of use."""
+    """What one event loop's thread writes to. ``thread`` is 0 once they are out of use.
 
-    def __init__(self, requests: RequestRecorder, websockets: WebSocketRecorder) -> None:
+    To the watchdog it is a loop and what runs on it (``sources.watchdog.Watched``).
+    """
+
+    def __init__(
+        self, requests: RequestRecorder, websockets: WebSocketRecorder, monitor: LoopMonitor
+    ) -> None:
         self.requests = requests
         self.websockets = websockets
+        self.monitor = monitor
+        self.is_watched = True
         self.loop: Callable[[], object] = lambda: None
         requests.switch_off = self.retire
 
@@ -71,6 +86,7 @@ class Recorders:
     def retire(self) -> None:
         """Take these recorders out of use: whoever holds them has to ask for new ones."""
         self.requests.thread = 0
+        self.monitor.detach()
 
     def abandon(self) -> None:
         """In a forked child: write no more into what is the parent's."""
@@ -82,6 +98,30 @@ class Recorders:
         """Make the calling thread and its running loop the owner."""
         self.loop = weakref.ref(asyncio.get_running_loop())
         self.requests.thread = get_ident()
+        if self.is_watched:
+            self.monitor.attach()
+
+    def running(self) -> Running | None:
+        """The request, else the task, whose step the loop is running. From any thread."""
+        live: list[HttpExchange | WebSocketExchange] = [
+            *list(self.requests.active),
+            *list(self.websockets.active),
+        ]
+        inside = [each for each in live if each.step_started > each.suspended]
+        if inside:
+            return _running(max(inside, key=lambda each: each.step_started), self.requests.tracer)
+        loop = self.monitor.loop
+        task = None if loop is None else asyncio.current_task(loop)
+        return None if task is None else Running(id(task), 0.0, task=_task_name(task))
+
+    def waiting(self) -> list[HttpExchange]:
+        """The requests in flight that are not being run. From any thread."""
+        return [each for each in list(self.requests.active) if each.step_started <= each.suspended]
+
+    def route_of(self, waiting: Waiting) -> str:
+        """Route template of a request in flight, as far as it has been routed."""
+        assert isinstance(waiting, HttpExchange)
+        return waiting.route_so_far()
 
 
 class Agent:
@@ -110,6 +150,20 @@ class Agent:
             series=lambda: self.page.series_count,
         )
         self.gc = GcSource(self.page, self.clock.now)
+        self.book = StallBook(self.page)
+        self.profile = BlockingProfile()
+        self._stall_log = StallLog(self.clock.now)
+        self.watchdog = Watchdog(
+            self._watched,
+            self.clock,
+            settings.stall_threshold,
+            book=self.book,
+            user_code=UserCode(settings.code_roots),
+            pauses=lambda: list(self.gc.pauses),
+            on_stall=self._on_stall,
+            faults=self.faults,
+            worker=str(os.getpid()),
+        )
         self._refreshed = (
             InFlightSource(self.page, self.live_requests, self.live_sessions),
             ProcessSource(self.page),
@@ -128,7 +182,10 @@ class Agent:
 
     def start(self) -> None:
         """Hook in and open the front. Never raises: what fails is logged and left out."""
-        for part, start in (("gc", self.gc.start), ("admin", self._front.start)):
+        parts = [("gc", self.gc.start), ("admin", self._front.start)]
+        if self.settings.stalls:
+            parts.append(("stalls", self.watchdog.start))
+        for part, start in parts:
             try:
                 start()
             except Exception as error:
@@ -138,6 +195,7 @@ class Agent:
         """Undo everything: hooks, threads, sockets. Requests under way still end in peace."""
         for recorders in self._recorders:
             recorders.retire()
+        self.watchdog.stop()
         self._front.stop()
         self.renderer.shutdown(wait=False, cancel_futures=True)
         self.gc.stop()
@@ -151,6 +209,7 @@ class Agent:
         self.page.abandon()
         for recorders in self._recorders:
             recorders.abandon()
+        self.watchdog.abandon()
         self._front.abandon()
 
     def enter(self) -> None:
@@ -202,9 +261,25 @@ class Agent:
             WebSocketRecorder(
                 self.page, self.clock.now, self.faults, max_series=settings.max_series
             ),
+            LoopMonitor(self.page, self.clock.now, settings.stall_threshold),
         )
+        recorders.is_watched = settings.stalls
         self._recorders.append(recorders)
         return recorders
+
+    def _watched(self) -> list[Recorders]:
+        return [recorders for recorders in self._recorders if recorders.is_watched]
+
+    def _on_stall(self, stall: Stall) -> None:
+        root = stall.route or stall.task or "(no task)"
+        for frames, seconds in stall.stacks:
+            self.profile.add(frames, seconds, root)
+        self._stall_log.write(stall)
+
+    def stalls(self, order: Order = "newest", limit: int = 100) -> list[dict[str, Any]]:
+        """Stalls as ``/api/stalls`` lists them, those in progress first. From any thread."""
+        stalls = [*self.watchdog.in_progress(), *self.book.kept(order, limit)]
+        return [as_json(stall) for stall in stalls[:limit]]
 
     def live_requests(self) -> list[HttpExchange]:
         """Requests under way, on all loops. Safe from any thread."""
@@ -235,11 +310,18 @@ class Agent:
                 source.refresh()
             except Exception as error:
                 self.faults.report(type(source).__name__, error)
+        self._refresh_loops()
         self.page.beat(self.clock.now())
         self._own_reader.update(self.page.view)
         worker = str(os.getpid()) if self.settings.directory is not None else ""
         pages = [ReadPage(self._own_reader, self.page.view, worker), *self._siblings()]
         return merge(pages, breathe=_give_way)
+
+    def _refresh_loops(self) -> None:
+        self.book.show_progress(self.watchdog.held_by_now())
+        for recorders in self._watched():
+            monitor = recorders.monitor
+            monitor.refresh(ThreadClock(monitor.thread, monitor.native_id).cpu)
 
     def _siblings(self) -> list[ReadPage]:
         """The pages of other workers in the shared directory, living or dead."""
@@ -376,6 +458,29 @@ def _is_free(recorders: Recorders) -> bool:
     """Whether nobody writes to ``recorders`` any more: their loop is closed or gone."""
     loop = recorders.loop()
     return not isinstance(loop, asyncio.AbstractEventLoop) or loop.is_closed()
+
+
+def _running(exchange: HttpExchange | WebSocketExchange, tracer: Tracer | None) -> Running:
+    scope = exchange.scope
+    trace_id = ""
+    span = getattr(exchange, "span", None)
+    if tracer is not None and span is not None:
+        ids = tracer.exemplar(span)
+        trace_id = f"{ids[0]:032x}" if ids is not None else ""
+    return Running(
+        (id(exchange), exchange.step_started),
+        exchange.step_started,
+        exchange.route_so_far(),
+        scope.get("method", ""),
+        trace_id=trace_id,
+    )
+
+
+def _task_name(task: asyncio.Task[object]) -> str:
+    """The coroutine's name, and the task's own unless asyncio numbered it."""
+    coroutine = getattr(task.get_coro(), "__qualname__", "")
+    name = task.get_name()
+    return coroutine if name.startswith("Task-") else f"{name} ({coroutine})"
 
 
 def _loop_name(loop: asyncio.AbstractEventLoop) -> str:

@@ -7,9 +7,19 @@ exist. A new source is one more name in ``SOURCES``.
 from __future__ import annotations
 
 from loopscope.core.metric import Metric
-from loopscope.sources import cgroup, gc, in_flight, itself, process, requests, websockets
+from loopscope.sources import (
+    cgroup,
+    gc,
+    in_flight,
+    itself,
+    loop,
+    process,
+    requests,
+    stalls,
+    websockets,
+)
 
-SOURCES = (requests, in_flight, websockets, process, cgroup, gc, itself)
+SOURCES = (requests, in_flight, websockets, loop, stalls, process, cgroup, gc, itself)
 
 CATALOGUE: tuple[Metric, ...] = tuple(metric for source in SOURCES for metric in source.METRICS)
 

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -74,6 +75,18 @@ def _whole(least: int) -> Callable[[Any], int]:
             raise TypeError
         number = int(value)
         if number < least:
+            raise ValueError
+        return number
+
+    return parse
+
+
+def _seconds(least: float) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise TypeError
+        number = float(value)
+        if not least <= number < inf:
             raise ValueError
         return number
 
@@ -162,6 +175,19 @@ class Settings:
     user_metrics: bool = _setting(
         True, _BOOLEAN, "Publish the service's own prometheus_client metrics as well."
     )
+    stalls: bool = _setting(
+        True, _BOOLEAN, "Watch the event loop: its delay, its utilisation and what blocks it."
+    )
+    stall_threshold: float = _setting(
+        0.05,
+        _Kind("seconds, 0.01 or more", _seconds(0.01)),
+        "From how many seconds a hold of the event loop counts as a stall.",
+    )
+    code_roots: tuple[str, ...] = _setting(
+        (),
+        _Kind("directories, separated by commas", _list),
+        "Where your code is; empty for all that is neither installed nor the standard library.",
+    )
     traces: str = _setting(
         "auto",
         _Kind("auto or off", _choice("auto", "off")),
@@ -197,6 +223,9 @@ class SettingsKeywords(TypedDict, total=False):
     request_start: bool
     stream_content_types: Sequence[str]
     user_metrics: bool
+    stalls: bool
+    stall_threshold: float
+    code_roots: Sequence[str]
     traces: str
     service: str
 

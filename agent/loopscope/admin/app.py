@@ -11,15 +11,19 @@ import hmac
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from typing import cast
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from loopscope.admin.parameters import BadParameterError, choice, whole
 from loopscope.admin.snapshot import snapshot
+from loopscope.admin.stalls import by_location
 from loopscope.agent import Agent, current_agent
 from loopscope.settings import resolve
+from loopscope.sources.stalls import ORDERS, Order
 
 _GZIP = 31
 """zlib's number for gzip's format with the largest window."""
@@ -49,6 +53,8 @@ class AdminApp:
         if not self._metrics_only:
             routes += [
                 Route("/api/snapshot", self._guarded(self.snapshot)),
+                Route("/api/stalls", self._guarded(self.stalls)),
+                Route("/api/stalls/profile", self._guarded(self.blocking_profile)),
                 Route("/", self._guarded(self.index)),
             ]
         return Starlette(
@@ -79,6 +85,34 @@ class AdminApp:
         loop = asyncio.get_running_loop()
         return JSONResponse(await loop.run_in_executor(agent.renderer, snapshot, agent))
 
+    async def stalls(self, request: Request) -> Response:
+        """Stalls of the event loop: ``sort`` and ``limit`` them, or ``group`` by location."""
+        agent = self._agent()
+        if agent is None:
+            return _not_running()
+        try:
+            order = choice(request.query_params, "sort", ORDERS)
+            limit = whole(request.query_params, "limit", default=100, most=1000)
+            group = choice(request.query_params, "group", ("", "location"))
+        except BadParameterError as error:
+            return _bad(error)
+        stalls = agent.stalls(cast("Order", order), limit)
+        return JSONResponse({"groups": by_location(stalls)} if group else {"stalls": stalls})
+
+    async def blocking_profile(self, request: Request) -> Response:
+        """Where the loop was held, as folded stacks or for speedscope."""
+        agent = self._agent()
+        if agent is None:
+            return _not_running()
+        try:
+            kind = choice(request.query_params, "format", ("folded", "speedscope"))
+        except BadParameterError as error:
+            return _bad(error)
+        if kind == "folded":
+            return _download(PlainTextResponse(agent.profile.folded()), "blocking.folded")
+        content = agent.profile.speedscope("event loop held")
+        return _download(JSONResponse(content), "blocking.speedscope.json")
+
     async def healthz(self, request: Request) -> Response:
         """That the agent answers; says nothing of the service."""
         return _not_running() if self._agent() is None else PlainTextResponse("ok\n")
@@ -89,6 +123,9 @@ class AdminApp:
             "loopscope\n\n"
             "/metrics        Prometheus text or OpenMetrics\n"
             "/api/snapshot   the same figures as JSON\n"
+            "/api/stalls     what held the event loop; ?sort=newest|longest|lost&limit=100,\n"
+            "                ?group=location\n"
+            "/api/stalls/profile  all of it as a profile; ?format=folded|speedscope\n"
             "/healthz        whether the agent answers\n"
         )
 
@@ -135,6 +172,15 @@ async def _sliced(pieces: list[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         for start in range(0, len(piece), _SLICE):
             yield piece[start : start + _SLICE]
+
+
+def _bad(error: BadParameterError) -> Response:
+    return PlainTextResponse(f"{error}\n", status_code=400)
+
+
+def _download(response: Response, name: str) -> Response:
+    response.headers["content-disposition"] = f'attachment; filename="{name}"'
+    return response
 
 
 def _not_running() -> Response:

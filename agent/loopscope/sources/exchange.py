@@ -49,13 +49,15 @@ class Exchange:
     to read and to write than one that is never looked for there.
     """
 
-    __slots__ = ("now", "pending", "scope", "started", "step_started", "steps")
+    __slots__ = ("now", "pending", "scope", "started", "step_started", "steps", "suspended")
 
     steps: Steps | None
     """What is known about finished steps; None as long as the first one runs."""
     started: float
     step_started: float
-    """When the running step began; 0.0 between steps."""
+    """When the latest step began."""
+    suspended: float
+    """When the latest finished step ended; before ``step_started`` while a step is running."""
     pending: object
     """An awaitable whose end ``settle`` wants to know about."""
     now: Callable[[], float]
@@ -114,7 +116,7 @@ class Steps:
                     longest = held
                 if exchange.pending is not None:
                     exchange.settle(moment, step_started, loop_run)
-                exchange.step_started = 0.0
+                exchange.suspended = moment
                 step: Callable[[Any], Any] = send
                 try:
                     argument = yield waiting_for

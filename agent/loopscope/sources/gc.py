@@ -1,8 +1,9 @@
 """The garbage collector: how often it runs, what it finds, and how long everything stands still.
 
 A collection can start at any allocation, also while the very thread holds somebody's lock. So the
-hook takes no lock, logs nothing and makes no container: it reads the clock and adds to slots that
-were there before. Metric objects with locks, used in such a hook, have deadlocked services.
+hook takes no lock, logs nothing and starts no collection: it reads the clock, adds to slots that
+were there before and, for a long pause, appends three numbers to a deque. Metric objects with
+locks, used in such a hook, have deadlocked services.
 
 Its slots have one writer although any thread may collect. CPython raises a flag (``collecting``, in
 gcmodule.c) before it calls the hooks with "start" and lowers it after "stop"; while the flag is up
@@ -17,7 +18,9 @@ from __future__ import annotations
 
 import gc
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 
 from loopscope.core.histogram import Number
 from loopscope.core.metric import STEP_BOUNDS, Metric
@@ -48,6 +51,9 @@ PAUSE = Metric(
 
 METRICS = (COLLECTIONS, COLLECTED, UNCOLLECTABLE, PAUSE)
 
+NOTABLE = 0.002
+"""Seconds from which a pause is remembered by itself."""
+
 _SUM = len(STEP_BOUNDS) + 1
 _STATISTICS = (
     (COLLECTIONS, "collections"),
@@ -73,6 +79,8 @@ class GcSource:
             {key: Number(page.slots, page.allocate(metric, labels)) for metric, key in _STATISTICS}
             for labels in generations
         ]
+        self.pauses: deque[tuple[float, float, int]] = deque(maxlen=64)
+        """The latest pauses of ``NOTABLE`` seconds or more: from, until, and in which thread."""
         self._hook = self._on_collection  # one bound method, so that it can be found again
 
     def start(self) -> None:
@@ -100,10 +108,13 @@ class GcSource:
             if phase == "start":
                 self._began = self._now()
             elif self._began:  # else it was under way when we hooked in
-                pause = self._now() - self._began
+                ended = self._now()
+                pause = ended - self._began
                 self._began = 0.0
                 base = self._pauses[info["generation"]]
                 self._slots[base + bisect_left(STEP_BOUNDS, pause)] += 1.0
                 self._slots[base + _SUM] += pause
+                if pause >= NOTABLE:
+                    self.pauses.append((ended - pause, ended, get_ident()))
         except Exception as error:
             self._failure = error

@@ -509,7 +509,7 @@ class HttpExchange(Exchange):
         self._receive = receive
         self._send = send
         self.status = self.bytes_received = self.bytes_sent = self.chunks = 0
-        self.last_byte = 0.0
+        self.last_byte = self.suspended = 0.0
         self.head = self.pending = self.steps = None
         self.plain = plain = recorder.plain
         scope[SCOPE_KEY] = self
@@ -523,6 +523,10 @@ class HttpExchange(Exchange):
     def app(self) -> object:
         """The application that is going to answer."""
         return self.lane.resolver.app
+
+    def route_so_far(self) -> str:
+        """The route's template, as far as routing has come. From any thread."""
+        return self.lane.resolver.resolve(self.scope)
 
     def _begin_span(self) -> None:
         recorder = self.lane.recorder

@@ -152,6 +152,7 @@ class WebSocketExchange(Exchange):
         self._send = send
         self.scope = scope
         self.pending = self.steps = None
+        self.suspended = 0.0
         self.now = recorder.now
         scope[SCOPE_KEY] = self
         recorder.active.add(self)
@@ -181,6 +182,10 @@ class WebSocketExchange(Exchange):
         elif kind == "websocket.disconnect":
             self._closed(_client_code(message.get("code")), "client")
         return message
+
+    def route_so_far(self) -> str:
+        """The route's template, as far as routing has come. From any thread."""
+        return self.route or self._resolver.resolve(self.scope)
 
     def _closed(self, code: str, initiator: str) -> None:
         """Only the first closing counts: the other side answers it with one of its own."""
