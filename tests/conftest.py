@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +51,7 @@ def _ours(thread: threading.Thread) -> bool:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """After each test: no agent, no thread, no collector hook of ours."""
+    """After each test: no agent, no thread, no hook of ours in the interpreter."""
     for name in list(os.environ):
         if name.startswith(("LOOPSCOPE_", "OTEL_")):
             monkeypatch.delenv(name)
@@ -61,3 +62,5 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         thread.join(5.0)
     assert not list(filter(_ours, threading.enumerate()))
     assert not [hook for hook in gc.callbacks if hook.__module__.startswith("loopscope")]
+    unawaited: Any = vars(warnings)["_warn_unawaited_coroutine"]
+    assert not unawaited.__module__.startswith("loopscope")

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,17 @@ def test_a_child_that_measures_nothing_runs_no_agent() -> None:
     hooks = len(gc.callbacks)
     assert in_child(lambda: (current_agent(), hooks - len(gc.callbacks))) == "(None, 1)"
     assert len(gc.callbacks) == hooks
+
+
+def test_a_child_that_measures_nothing_warns_without_us() -> None:
+    """The hook for coroutines never awaited is the parent's, which keeps it."""
+
+    def whose() -> str:
+        return str(getattr(warnings, "_warn_unawaited_coroutine").__module__)  # noqa: B009
+
+    measure(Loopscope(hello))
+    assert in_child(whose) == "warnings"
+    assert whose() == "loopscope.sources.tasks"
 
 
 @pytest.mark.usefixtures("unchanging")

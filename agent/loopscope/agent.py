@@ -46,6 +46,7 @@ from loopscope.sources.process import ProcessSource
 from loopscope.sources.request_start import seconds_queued
 from loopscope.sources.requests import DURATION, HttpExchange, RequestRecorder, Tracer
 from loopscope.sources.stalls import Order, StallBook
+from loopscope.sources.tasks import TasksSource
 from loopscope.sources.watchdog import Running, Waiting, Watchdog
 from loopscope.sources.websockets import WebSocketExchange, WebSocketRecorder
 
@@ -146,7 +147,10 @@ class Agent:
             self.page,
             request_overhead=lambda: sum(r.requests.overhead for r in self._recorders),
             errors=lambda: self.faults.counts,
-            folded=lambda: sum(r.requests.folded + r.websockets.folded for r in self._recorders),
+            folded=lambda: (
+                sum(r.requests.folded + r.websockets.folded for r in self._recorders)
+                + self.tasks.folded
+            ),
             series=lambda: self.page.series_count,
         )
         self.gc = GcSource(self.page, self.clock.now)
@@ -164,11 +168,13 @@ class Agent:
             faults=self.faults,
             worker=str(os.getpid()),
         )
+        self.tasks = TasksSource(self.page, _give_way)
         self._refreshed = (
             InFlightSource(self.page, self.live_requests, self.live_sessions),
             ProcessSource(self.page),
             CgroupSource(self.page),
             self.gc,
+            self.tasks,
             self.itself,
         )
         self._metrics_page = MetricsPage(
@@ -182,10 +188,10 @@ class Agent:
 
     def start(self) -> None:
         """Hook in and open the front. Never raises: what fails is logged and left out."""
-        parts = [("gc", self.gc.start), ("admin", self._front.start)]
+        parts = {"gc": self.gc.start, "tasks": self.tasks.start, "admin": self._front.start}
         if self.settings.stalls:
-            parts.append(("stalls", self.watchdog.start))
-        for part, start in parts:
+            parts["stalls"] = self.watchdog.start
+        for part, start in parts.items():
             try:
                 start()
             except Exception as error:
@@ -199,6 +205,7 @@ class Agent:
         self._front.stop()
         self.renderer.shutdown(wait=False, cancel_futures=True)
         self.gc.stop()
+        self.tasks.stop()
         if self._own_tracer is not None:
             self._own_tracer.stop()
         self.page.close()
@@ -206,6 +213,7 @@ class Agent:
     def abandon(self) -> None:
         """In a forked child: let go of what is the parent's, so that a new agent can start."""
         self.gc.stop()
+        self.tasks.stop()
         self.page.abandon()
         for recorders in self._recorders:
             recorders.abandon()
@@ -235,6 +243,7 @@ class Agent:
             return None
         with self._lock:
             self._look_for_provider()
+            self.tasks.watch(asyncio.get_running_loop())
             mine = get_ident()
             for recorders in self._recorders:
                 if recorders.thread == mine:

@@ -16,10 +16,11 @@ from loopscope.sources import (
     process,
     requests,
     stalls,
+    tasks,
     websockets,
 )
 
-SOURCES = (requests, in_flight, websockets, loop, stalls, process, cgroup, gc, itself)
+SOURCES = (requests, in_flight, websockets, loop, stalls, tasks, process, cgroup, gc, itself)
 
 CATALOGUE: tuple[Metric, ...] = tuple(metric for source in SOURCES for metric in source.METRICS)
 
