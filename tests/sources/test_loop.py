@@ -28,7 +28,7 @@ def page() -> Iterator[Page]:
 
 def delays(page: Page, monitor: LoopMonitor) -> list[float]:
     base = monitor._delays
-    return page.slots[base : base + len(STEP_BOUNDS) + 2].tolist()
+    return list(page.slots[base : base + len(STEP_BOUNDS) + 2])
 
 
 @given(late=st.integers(0, 20_000).map(lambda number: number / 1000 + 0.00037))
@@ -41,7 +41,7 @@ def test_a_late_beat_counts_for_those_it_swallowed(late: float) -> None:
     swallowed = [late]
     while swallowed[-1] > monitor.interval:
         swallowed.append(swallowed[-1] - monitor.interval)
-    expected = [0.0] * len(buckets)
+    expected: list[float] = [0.0] * len(buckets)
     for delay in swallowed:
         expected[next((n for n, b in enumerate(STEP_BOUNDS) if delay <= b), len(STEP_BOUNDS))] += 1
     assert buckets == expected

@@ -10,7 +10,8 @@ on a CPU) say whether it ran, was kept from running, slept, or kept asking for t
 wants the GIL wakes up every switch interval. The watchdog's own say whether the GIL was free: if
 it came back late although it had asked for the GIL all the time, the GIL was held; if it came back
 late having asked for nothing, the process was not there (measured, see
-``loopscope.sources.evidence``). The samples say where the loop was.
+``loopscope.sources.evidence``); if nearly all its rounds were a little late, the GIL was in demand.
+The samples say where the loop was.
 
 Hence "a worker burns CPU in C without the GIL while the loop sleeps" is the loop's blocking call
 (the watchdog was on time), "a worker holds the GIL while the loop sleeps" too (the loop asked for
@@ -25,8 +26,11 @@ What cannot be told apart, and what is said then:
 * A lock in C code from a condition variable, or from another library's wait for its own threads:
   the kernel calls each a futex, so each is a ``lock``.
 * A lock waited for by C code that keeps the GIL from any other blocking call: ``blocking_call``.
+* Who held the GIL, if that thread has ended since: ``gil_contention`` without a name.
 * Half a stall of one kind and half of another: one of them, or ``unknown``.
 * Without the kernel's books (macOS; sandboxes) CPU and blocking: ``unknown``.
+
+A judgement takes up to 3 ms for 40 samples, 30 frames deep: it belongs after the stall.
 """
 
 from __future__ import annotations
@@ -41,14 +45,13 @@ from pathlib import PurePath
 from types import CodeType
 from typing import Literal, NamedTuple
 
+from loopscope.core.stacks import Stack
 from loopscope.sources.evidence import Moment
 
 Cause = Literal[
     "blocking_call", "cpu", "lock", "gc", "import", "gil_contention", "saturation", "starved",
     "suspended", "unknown",
 ]  # fmt: skip
-Stack = tuple[tuple[CodeType, int], ...]
-"""Code and line of each frame, outermost first."""
 
 _MOST = 0.5  # the share of a stall that makes a cause the cause
 _STILL = 0.4  # the share of CPU below which a thread is said to have stood still
@@ -56,6 +59,7 @@ _HOLDS = 0.6  # the share of the loop's wait a thread must have run to be named 
 _NOTABLE = 0.25  # the share of interference above which nothing else is certain
 _ASKING = 0.3  # GIL requests in a wait, per switch interval, that show it was a wait for the GIL
 _DISTINCT = 6  # switch intervals a wait must last for the number of requests to mean something
+_BUSY = 1 / 3  # a round's average lateness, in switch intervals, that shows the GIL was in demand
 _FAULTS = 20  # waits for a disk that may well explain a call that is quick as a rule
 _ASLEEP = 0.01  # seconds; the two clocks compared are read a moment apart
 _SEVERAL, _MANY = 3, 5  # samples that may, and that do, show there was no single culprit
@@ -85,20 +89,32 @@ class Sample(NamedTuple):
 
 
 class Oversleep(NamedTuple):
-    """How much later than asked the watchdog came back from a sleep."""
+    """How much longer than it meant to a round of the watchdog took: a sleep, a look around."""
 
     seconds: float
+    """Its own work left out."""
     switches: int | None = None
     """Times it gave up the CPU meanwhile, its sleep's own left out: mostly requests for the GIL."""
     run_wait: float | None = None
     """For how long of it the watchdog merely waited for a CPU, in seconds."""
 
+    @property
+    def kept_away(self) -> float:
+        """Seconds it was late for other reasons than waiting for a CPU."""
+        return max(0.0, self.seconds - (self.run_wait or 0.0))
+
     @classmethod
     def between(cls, before: Moment, after: Moment, asked_s: float) -> Oversleep:
-        """Two snapshots that follow each other, with one sleep of ``asked_s`` between them."""
+        """From what ``Witness.own`` said in one round of the watchdog and in the next.
+
+        ``asked_s`` is what it meant to sleep. All of the round counts but the CPU it used, for
+        reading files loses the GIL as easily as sleeping does. A round in which the watchdog waited
+        for a lock or a disk of its own says nothing, and must not be handed in.
+        """
         switches = _delta(before.own_switches, after.own_switches)
+        worked = after.own_cpu - before.own_cpu
         return cls(
-            seconds=max(0.0, after.at - before.at - asked_s),
+            seconds=max(0.0, after.at - before.at - worked - asked_s),
             switches=None if switches is None else max(0, int(switches) - 1),
             run_wait=_delta(before.own_run_wait, after.own_run_wait),
         )
@@ -113,8 +129,8 @@ class Evidence:
     """The last snapshot from before the stall, if there is one, else the first from within."""
     end: Moment
     """The first snapshot after the stall."""
-    oversleep: Oversleep | None = None
-    """The watchdog's longest between the two."""
+    rounds: Sequence[Oversleep] = ()
+    """All of the watchdog's between the two, also those that were on time."""
     gc_s: float = 0.0
     """Collections on the loop thread that overlap the stall."""
     samples: Sequence[Sample] = ()
@@ -160,22 +176,21 @@ class _Case:
         self.throttled = _delta(start.throttled, end.throttled)
         self.suspended = _delta(start.suspended, end.suspended)
         self.faults = _delta(start.major_faults, end.major_faults)
+        self.latest = max(evidence.rounds, key=lambda each: each.seconds, default=Oversleep(0.0))
 
     # Was the process there?
 
     @cached_property
     def late(self) -> float:
-        """For how long the watchdog was kept away, other than by waiting for a CPU."""
-        oversleep = self.evidence.oversleep
-        return 0.0 if oversleep is None else max(0.0, oversleep.seconds - (oversleep.run_wait or 0))
+        """For how long, at a stretch, the watchdog was kept away."""
+        return self.latest.kept_away
 
     @cached_property
     def asked(self) -> bool | None:
         """Whether the watchdog, while it was late, asked for the GIL; None if too short to tell."""
-        oversleep = self.evidence.oversleep
-        if oversleep is None or oversleep.switches is None or self.late < _DISTINCT * self.interval:
+        if self.latest.switches is None or self.late < _DISTINCT * self.interval:
             return None
-        return oversleep.switches * self.interval >= _ASKING * self.late
+        return self.latest.switches * self.interval >= _ASKING * self.late
 
     @cached_property
     def absent(self) -> float:
@@ -190,7 +205,7 @@ class _Case:
 
     @cached_property
     def undisturbed(self) -> bool:
-        """Whether the thread could have run nearly all the time, and the books tell of that time."""
+        """Whether it could have run nearly all the time, and the books tell of that time."""
         fits = _MOST <= self.window / max(1e-9, self.evidence.duration_s) <= 1 + _MOST
         return fits and self.present >= (1 - _NOTABLE) * self.span
 
@@ -216,13 +231,28 @@ class _Case:
     @cached_property
     def wanted_gil(self) -> bool | None:
         """Whether it spent most of the stall asking for the GIL."""
+        if self.gil_busy is False:
+            return False  # it woke up for other reasons: a query, and another, and another
         if self.gil_wait is None:
-            return None if self.late >= self.interval / 2 else False
-        if self.gil_wait < _MOST * self.present:
-            return False
-        if self.evidence.oversleep is None:
             return None
-        return self.late >= self.interval / 2  # else the GIL was free: it woke up for other reasons
+        return self.gil_busy if self.gil_wait >= _MOST * self.present else False
+
+    @cached_property
+    def gil_busy(self) -> bool | None:
+        """Whether the GIL mostly was not to be had at once.
+
+        With others that compute in Python, whoever wakes up waits for a switch interval. One late
+        round among many on time shows nothing.
+        """
+        if not self.evidence.rounds:
+            return None
+        return self.lateness >= _BUSY * self.interval
+
+    @cached_property
+    def lateness(self) -> float:
+        """How late the watchdog's rounds were on average."""
+        rounds = self.evidence.rounds
+        return sum(each.kept_away for each in rounds) / max(1, len(rounds))
 
     # Where was it?
 
@@ -235,7 +265,7 @@ class _Case:
         """
         samples = self.evidence.samples
         if len(samples) == 1:
-            return self.gil_held >= _MOST * self.span
+            return self.gil_held >= (1 - _NOTABLE) * self.span
         return self.leading >= 2 and self.leading > _MOST * len(samples)
 
     @cached_property
@@ -255,14 +285,12 @@ class _Case:
         waited = max(0.0, self.present - (self.cpu or 0.0))
         busiest = sorted(self.evidence.others.items(), key=lambda item: -item[1])
         enough = [item for item in busiest if item[1] >= _HOLDS * waited]
-        if enough or sum(self.evidence.others.values()) < _HOLDS * waited:
-            return enough
-        return busiest[:1]  # they took turns
+        # Where none ran that long, they took turns, or the holder was short of a CPU itself.
+        return enough or [item for item in busiest[:1] if item[1] >= _NOTABLE * waited]
 
     def facts(self, cause: Cause) -> dict[str, float | int | str]:
         """What is known, by name; what is not is left out."""
         evidence = self.evidence
-        oversleep = evidence.oversleep or Oversleep(0.0)
         leaf_waits = Counter(sample.waits for sample in evidence.samples if sample.waits)
         known: dict[str, float | int | str | None] = {
             "books_s": self.window,
@@ -272,8 +300,9 @@ class _Case:
             "suspended_s": self.suspended,
             "major_faults": self.faults,
             "gc_s": evidence.gc_s,
-            "oversleep_s": oversleep.seconds if evidence.oversleep else None,
-            "oversleep_switches": oversleep.switches,
+            "oversleep_s": self.latest.seconds if evidence.rounds else None,
+            "oversleep_switches": self.latest.switches,
+            "lateness_s": self.lateness if evidence.rounds else None,
             "absent_s": self.absent,
             "gil_held_s": self.gil_held,
             "gil_wait_s": self.gil_wait,
@@ -323,7 +352,7 @@ def _starved(case: _Case) -> bool | None:
 
 def _gc(case: _Case) -> bool | None:
     """Collections took most of it."""
-    return True if case.evidence.gc_s >= _MOST * case.evidence.duration_s else None
+    return True if case.evidence.gc_s >= _MOST * max(1e-9, case.evidence.duration_s) else None
 
 
 def _gil_contention(case: _Case) -> bool | None:
@@ -450,4 +479,4 @@ def _acquires(code: CodeType, line: int) -> bool:
 
 def _delta(before: float | None, after: float | None) -> float | None:
     """How much a counter grew; None where it was not to be read."""
-    return None if before is None or after is None else max(0.0, after - before)
+    return None if before is None or after is None else max(after - before, 0)

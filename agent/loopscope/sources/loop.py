@@ -132,9 +132,10 @@ class LoopMonitor:
 
     def stuck_since(self, now: float) -> float:
         """Since when the loop has not come round, as far as that can be seen; 0.0 if it has."""
-        if self.has_selector:
-            return self.busy_since
         due = self.due
+        if self.has_selector:
+            # A loop that has polled for longer than to its next beat wants the interpreter back.
+            return self.busy_since or (due if due and now - due > self.interval else 0.0)
         return due - self.interval / 2 if due and now > due else 0.0
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -33,7 +33,13 @@ from loopscope.core.faults import Faults
 from loopscope.core.stacks import Stack, UserCode, take
 from loopscope.core.stall import Stall
 from loopscope.sources.cause import Evidence, Oversleep, Sample, Verdict, judge
-from loopscope.sources.evidence import Moment, Witness, other_threads, waits_in_kernel
+from loopscope.sources.evidence import (
+    Moment,
+    ThreadClock,
+    Witness,
+    other_threads,
+    waits_in_kernel,
+)
 from loopscope.sources.loop import Interval, LoopMonitor
 from loopscope.sources.stalls import StallBook
 
@@ -42,7 +48,10 @@ NAME = "loopscope-watchdog"
 _MOST_SAMPLES = 100
 _MOST_STACKS = 20
 _SHORT = 40
-_THREADS_PERIOD = 1.0
+_THREADS_PERIOD = 0.2
+_KERNEL_LOOKS = 3
+_MOST_ROUNDS = 250
+_MOST_HEALTHY = 16
 _LONGEST_PAUSE = 0.25
 _AFTERMATH = 0.01
 _GROWTH = 1.3
@@ -112,6 +121,10 @@ class _Suspicion:
     pause: float = 0.0
     id: str = ""
 
+    def is_about(self, held: Interval, monitor: LoopMonitor) -> bool:
+        """Whether this is what the loop later said of itself."""
+        return abs(self.since - held[0]) <= monitor.interval and self.since < held[1]
+
     def is_due(self, now: float) -> bool:
         """Whether another sample should be taken."""
         return now >= self.next_look and len(self.looks) < _MOST_SAMPLES
@@ -142,10 +155,10 @@ class _Eye:
     healthy: deque[Moment]
     """The last snapshots in which nothing was wrong, oldest first."""
     latest: Moment
-    oversleeps: deque[tuple[float, Oversleep]] = field(
-        default_factory=lambda: deque[tuple[float, Oversleep]](maxlen=8)
+    rounds: deque[tuple[float, Oversleep]] = field(
+        default_factory=lambda: deque[tuple[float, Oversleep]](maxlen=_MOST_ROUNDS)
     )
-    """When we came back, and how late that was."""
+    """When we came back each time, and how late that was."""
     closing: deque[tuple[Interval, _Suspicion, Moment]] = field(
         default_factory=deque[tuple[Interval, "_Suspicion", Moment]]
     )
@@ -257,7 +270,8 @@ class Watchdog:
         now = self._now()
         is_late = now - self._slept_from - pause >= self._threshold / 4
         # First what needs nothing but the GIL, which may be gone after the first system call.
-        threads = _threads() if is_late else {}
+        if is_late:
+            self._note_threads(now)
         shortest = self._tick
         alive: set[LoopMonitor] = set()
         for watched in self._watched():
@@ -269,19 +283,18 @@ class Watchdog:
             shortest = min(shortest, self._look_at(watched, now, pause))
         for gone in self._eyes.keys() - alive:
             self._eyes.pop(gone).witness.close()
-        if is_late:
-            self._note_threads(now, threads)
         if shortest == self._tick and now - self._threads_read >= _THREADS_PERIOD:
             self._threads_before, self._threads_read = other_threads(), now
         self._slept_from = self._now()
         return shortest
 
-    def _note_threads(self, now: float, threads: dict[int, tuple[str, Stack]]) -> None:
+    def _note_threads(self, now: float) -> None:
         """We came back late: keep what every thread was doing, for one may have kept us away."""
-        before = self._threads_before
-        used = {
-            each: max(0.0, cpu - before.get(each, 0.0)) for each, cpu in other_threads().items()
-        }
+        threads = _threads()
+        used: dict[int, float] = {}
+        for native_id in threads.keys() - {threading.get_native_id()}:
+            cpu = ThreadClock(0, native_id).cpu() or 0.0  # costs no GIL, unlike other_threads()
+            used[native_id] = max(0.0, cpu - self._threads_before.get(native_id, 0.0))
         self._wakes.append(_Wake(now, used, threads))
 
     def _wake_within(self, began: float, ended: float) -> _Wake | None:
@@ -306,24 +319,30 @@ class Watchdog:
         is_suspect = bool(since) and now - since >= self._threshold / 2
         look: _Look | None = None
         if is_suspect and (suspicion is None or suspicion.is_due(now)):
-            look = self._take(watched, now)  # before anything else lets go of the GIL
+            # before anything else lets go of the GIL
+            looks = 0 if suspicion is None else len(suspicion.looks)
+            look = self._take(watched, now, with_kernel=looks < _KERNEL_LOOKS)
         if is_suspect and suspicion is None:
             suspicion = eye.suspicion = self._suspect(watched, eye, since)
         if suspicion is not None and look is not None:
             suspicion.add(look)
-        moment = eye.witness.snapshot()
-        if now - eye.latest.at - slept >= self._threshold / 4:
-            eye.oversleeps.append((now, Oversleep.between(eye.latest, moment, slept)))
+        # Each look at the kernel's books lets go of the GIL, and a loop that computes gives it back
+        # 5 ms later: in the middle of a stall the watchdog's own will do.
+        moment = eye.witness.own() if is_suspect and not monitor.ended else eye.witness.snapshot()
+        eye.rounds.append((moment.at, Oversleep.between(eye.latest, moment, slept)))
         eye.latest = moment
         while eye.closing and now - eye.closing[0][0][1] >= _AFTERMATH:
             self._close(watched, eye, *eye.closing.popleft())
             eye.latest = eye.witness.snapshot()
         while monitor.ended:
             held = monitor.ended.popleft()
-            seen = next((s for s in [*eye.earlier, suspicion] if s and s.since == held[0]), None)
+            seen = next(
+                (s for s in [*eye.earlier, suspicion] if s and s.is_about(held, monitor)), None
+            )
             if seen is None:  # the GIL was held to its end, and the loop was first to have it back
                 seen = self._suspect(watched, eye, held[0])
-            eye.closing.append((held, seen, moment))
+            end = eye.witness.snapshot() if moment.cpu is None else moment
+            eye.closing.append((held, seen, end))
         if not is_suspect:
             if self._now() - moment.at < self._threshold / 4:  # else its figures are of two times
                 eye.healthy.append(moment)
@@ -339,7 +358,7 @@ class Watchdog:
             witness = Witness(monitor.thread, monitor.native_id)
             moment = witness.snapshot()
             eye = self._eyes[monitor] = _Eye(
-                monitor.native_id, witness, deque((moment,), maxlen=4), moment
+                monitor.native_id, witness, deque((moment,), maxlen=_MOST_HEALTHY), moment
             )
         return eye
 
@@ -354,7 +373,7 @@ class Watchdog:
             id=f"{self._worker}-{next(self._ids)}".lstrip("-"),
         )
 
-    def _take(self, watched: Watched, now: float) -> _Look:
+    def _take(self, watched: Watched, now: float, *, with_kernel: bool) -> _Look:
         monitor = watched.monitor
         frame = _frames().get(monitor.thread)
         try:
@@ -366,7 +385,8 @@ class Watchdog:
         if running is None and handle is not None:
             running = Running(id(handle), 0.0, task=_callback_name(handle))
         signature = running.key if running is not None else _outermost(stack)
-        return _Look(now, stack, signature, running, waits_in_kernel(monitor.native_id))
+        waits = waits_in_kernel(monitor.native_id) if with_kernel else None
+        return _Look(now, stack, signature, running, waits)
 
     def _close(
         self, watched: Watched, eye: _Eye, held: Interval, suspicion: _Suspicion, end: Moment
@@ -454,12 +474,11 @@ class Watchdog:
         start = suspicion.before
         if end.at - start.at < (ended - began) / 2:  # we had only just begun to look
             start, end = Moment(began), Moment(ended)
-        late = [o for at, o in eye.oversleeps if began <= at - o.seconds / 2 <= ended]
         return Evidence(
             duration_s=ended - began,
             start=start,
             end=end,
-            oversleep=max(late, key=lambda oversleep: oversleep.seconds, default=None),
+            rounds=[late for at, late in eye.rounds if at >= began and at - late.seconds <= ended],
             gc_s=collecting,
             samples=[
                 Sample(look.at - began, look.signature, look.stack, look.waits)
