@@ -34,21 +34,23 @@ throttled watchdog. The group's throttled time is summed over CPUs, hence can ex
 ``waits_in_kernel`` 12 µs, ``other_threads`` 9 µs and 1.5 µs for each (a thread's clock is read
 without opening a file; to read the schedstats of 41 took 590 µs, to read their clocks 65 µs).
 
-Every read of a file lets go of the GIL, and where others want it, it takes a switch interval to
-get it back: a snapshot of four reads may end 20 ms after it began, or 300. Whatever needs no such
-call is read first, together with the time; the loop thread's schedstat next, for its figures
-decide. A sampler must take the stack *before* it reads anything here, else it sees where the loop
-went afterwards; and it is late by whole rounds, reading included, not by its sleeps alone.
+Every ordinary read of a file lets go of the GIL, and where others want it, it takes a switch
+interval to get it back: four reads may end 20 ms after they began, or 300. So snapshots read with
+the GIL held, where the C library can be called that way (Linux). The other functions here do let go
+of it. A sampler must take the stack *before* it calls those, else it sees where the loop went
+afterwards; and it is late by whole rounds, reading included, not by its sleeps alone.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +61,7 @@ _FUTEX = {"x86_64": "202", "aarch64": "98", "riscv64": "98", "ppc64le": "221", "
 """The number of the futex call, by machine; the others' are not known here."""
 _MACHINE = platform.machine()
 _RUSAGE_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None)
-_ENOUGH = 4096  # bytes; none of these files is longer
+_ENOUGH = 512  # bytes; none of these files is longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +229,8 @@ class _Kept:
         self._descriptor = -1
         self._identity: tuple[int, int] | None = None
         self._process = 0
+        self._buffer = ctypes.create_string_buffer(_ENOUGH)
+        self._address = ctypes.addressof(self._buffer)
 
     def read(self) -> bytes:
         """What it says now; nothing where it cannot be read."""
@@ -235,7 +239,7 @@ class _Kept:
         try:
             if self._process != os.getpid():
                 self._open(self._path)
-            return os.pread(self._descriptor, _ENOUGH, 0) if self._identity else b""
+            return self._read_keeping_gil() if self._identity else b""
         except OSError:
             return b""
 
@@ -250,11 +254,40 @@ class _Kept:
             if identity and _identity(self._descriptor) == identity:
                 os.close(self._descriptor)
 
+    def _read_keeping_gil(self) -> bytes:
+        """The file, without letting go of the GIL where that can be.
+
+        ``os.pread`` lets go of it, as reading a file should; but these are made up on the spot in
+        a microsecond or two, and a loop that computes, or is in a C call, gives the GIL back 5 ms
+        later or when the call is over: a watchdog that reads four of them would miss the stall it
+        is to explain.
+        """
+        if _pread is None:
+            return os.pread(self._descriptor, _ENOUGH, 0)
+        length = _pread(self._descriptor, self._address, _ENOUGH, 0)
+        return self._buffer.raw[:length] if length > 0 else b""
+
     def _open(self, path: Path) -> None:
         self.close()
         self._process = os.getpid()  # first: what cannot be opened is not tried again
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._identity = _identity(self._descriptor)
+
+
+def _find_pread() -> Callable[..., int] | None:
+    """The C library's ``pread``, called with the GIL held; Linux only."""
+    if sys.platform != "linux":
+        return None
+    try:
+        pread: Callable[..., int] = ctypes.PyDLL(None).pread64
+    except (OSError, AttributeError):  # a static build, another C library
+        return None
+    pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)  # type: ignore[attr-defined]
+    pread.restype = ctypes.c_ssize_t  # type: ignore[attr-defined]
+    return pread
+
+
+_pread = _find_pread()
 
 
 def _identity(descriptor: int) -> tuple[int, int]:
