@@ -160,6 +160,15 @@ class Witness:
             own_switches=own_switches,
         )
 
+    def cpu(self) -> float | None:
+        """Seconds of CPU the thread has used: the cheapest of all readings."""
+        return self._clock.cpu()
+
+    @staticmethod
+    def own_switches() -> int | None:
+        """Times the calling thread gave up its CPU of its own accord."""
+        return _own_switches()
+
     def own(self) -> Moment:
         """Only what is about the calling thread: enough to tell why it overslept."""
         own_run_wait = self._own_run_wait()  # first, for it may cost us the GIL

@@ -20,6 +20,7 @@ import asyncio
 import contextvars
 import sys
 import threading
+import time
 import weakref
 from bisect import bisect_left
 from collections import deque
@@ -55,6 +56,8 @@ Interval = tuple[float, float]
 """Two moments on the agent's clock: from when, until when."""
 
 _MOST_ENDED = 256
+_DOZING = 0.25  # seconds between beats of an idle loop that can call the watchdog
+_BUSY = 0.1  # the share of CPU from which a loop is no idle one
 _EMPTY = contextvars.Context()
 
 
@@ -66,8 +69,10 @@ class LoopMonitor:
 
     def __init__(self, page: Page, now: Callable[[], float], threshold: float) -> None:
         self.threshold = threshold
-        self.interval = min(max(threshold / 5, 0.005), 0.05)
-        """Seconds from one beat to the next."""
+        self._brisk = max(threshold / 5, 0.005)
+        self._calm = max(threshold / 2, 0.01)
+        self.interval = self._brisk
+        """Seconds from the last beat to the next: few where the loop tells more, or is idle."""
         self.ended: deque[Interval] = deque(maxlen=_MOST_ENDED)
         """Holds of the loop that are over; for the watchdog to take."""
         self.due = 0.0
@@ -87,7 +92,8 @@ class LoopMonitor:
         self.base: CodeType | None = None
         """The code that runs a loop whose own frames are not Python's."""
         self._loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
-        self._beat_before = 0.0
+        self._cpu_before = 0.0
+        self._wake: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._restore: Callable[[], None] = lambda: None
         self._generation = 0
@@ -139,9 +145,29 @@ class LoopMonitor:
         return due - self.interval / 2 if due and now > due else 0.0
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._beat_before = now = self._now()
-        self.due = now + self.interval
-        self._timer = loop.call_later(self.interval, self._beat, self._generation, context=_EMPTY)
+        cpu = time.thread_time()
+        self.interval = interval = self._next_interval(cpu)
+        self._cpu_before = cpu
+        self.due = self._now() + interval
+        self._timer = loop.call_later(interval, self._beat, self._generation, context=_EMPTY)
+
+    def _next_interval(self, cpu: float) -> float:
+        """Waking an idle process costs ten times what a beat costs a busy one."""
+        if self._wake is not None:
+            return _DOZING if self.has_selector else 2 * self._calm
+        if self.has_selector:
+            return max(self._calm, 0.05)
+        return self._brisk if cpu - self._cpu_before >= _BUSY * self.interval else self._calm
+
+    def doze(self, wake: Callable[[], None]) -> None:
+        """Nothing has happened for a while: beat slowly, and call ``wake`` when something does."""
+        self._wake = wake
+
+    def rouse(self) -> None:
+        """Something happens again."""
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake()
 
     def _beat(self, generation: int) -> None:
         loop = self._loop()
@@ -186,7 +212,6 @@ class LoopMonitor:
         select = selector.select
         now = self._now
         threshold = self.threshold
-        too_long = self.interval + threshold  # no poll is meant to take longer than a beat
         ended = self.ended
 
         def timed_select(timeout: float | None = None) -> Any:
@@ -199,17 +224,18 @@ class LoopMonitor:
                 return select(timeout)
             self.busy_since = 0.0
             self._polling_since = began
-            try:
-                return select(timeout)
-            finally:
-                self.busy_since = back = now()
-                self._polling_since = 0.0
-                polled = back - began
-                if polled >= too_long and timeout is not None:
-                    # The kernel was done in time, but the interpreter, or a CPU, was not to be had.
-                    ended.append((began + timeout, back))
-                    polled = timeout
-                self._polled += polled
+            events = select(timeout)
+            self.busy_since = back = now()
+            self._polling_since = 0.0
+            polled = back - began
+            if timeout is not None and polled - timeout >= threshold:
+                # The kernel was done in time, but the interpreter, or a CPU, was not to be had.
+                ended.append((began + timeout, back))
+                polled = timeout
+            self._polled += polled
+            if events and self._wake is not None:
+                self.rouse()
+            return events
 
         def restore() -> None:
             if selector.__dict__.get("select") is timed_select:

@@ -21,7 +21,8 @@ import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, pairwise
 from operator import itemgetter
@@ -48,10 +49,14 @@ NAME = "loopscope-watchdog"
 _MOST_SAMPLES = 100
 _MOST_STACKS = 20
 _SHORT = 40
-_THREADS_PERIOD = 0.2
+_THREADS_PERIOD = 0.5
 _KERNEL_LOOKS = 3
 _MOST_ROUNDS = 250
 _MOST_HEALTHY = 16
+_CALM = 8
+_DOZE = 0.1
+_NAP = 0.05
+_IDLE = 0.002  # seconds of CPU that are too few to read anything anew for
 _LONGEST_PAUSE = 0.25
 _AFTERMATH = 0.01
 _GROWTH = 1.3
@@ -159,6 +164,8 @@ class _Eye:
         default_factory=lambda: deque[tuple[float, Oversleep]](maxlen=_MOST_ROUNDS)
     )
     """When we came back each time, and how late that was."""
+    calm: int = 0
+    """Looks in a row at which the loop had hardly run."""
     closing: deque[tuple[Interval, _Suspicion, Moment]] = field(
         default_factory=deque[tuple[Interval, "_Suspicion", Moment]]
     )
@@ -193,7 +200,7 @@ class Watchdog:
         self._clock = clock
         self._now = clock.now
         self._threshold = threshold
-        self._tick = max(0.004, threshold / 2.5)
+        self._tick = max(0.005, threshold / 2)
         self._book = book
         self._user_code = user_code
         self._pauses = pauses
@@ -207,11 +214,11 @@ class Watchdog:
         self._threads_before: dict[int, float] = {}
         self._threads_read = 0.0
         self._thread: threading.Thread | None = None
-        self._stop = threading.Lock()  # released to wake the thread for good
+        self._alarm = threading.Lock()  # released to wake the thread
 
     def start(self) -> None:
         """Start watching."""
-        self._stop.acquire()
+        self._alarm.acquire()
         self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
         self._thread.start()
 
@@ -220,9 +227,14 @@ class Watchdog:
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        self._stop.release()
+        self._wake()
         if thread is not threading.current_thread():
             thread.join(timeout=5.0)
+
+    def _wake(self) -> None:
+        """End the watchdog's sleep, from any thread."""
+        with suppress(RuntimeError):  # it is awake
+            self._alarm.release()
 
     def abandon(self) -> None:
         """In a forked child: the thread is the parent's and does not exist here."""
@@ -253,7 +265,8 @@ class Watchdog:
     def _run(self) -> None:
         pause = self._tick
         while True:
-            if self._stop.acquire(timeout=pause):
+            self._alarm.acquire(timeout=pause)
+            if self._thread is None:
                 break
             try:
                 pause = self._look_around(pause)
@@ -272,7 +285,7 @@ class Watchdog:
         # First what needs nothing but the GIL, which may be gone after the first system call.
         if is_late:
             self._note_threads(now)
-        shortest = self._tick
+        shortest = _DOZE
         alive: set[LoopMonitor] = set()
         for watched in self._watched():
             monitor = watched.monitor
@@ -283,7 +296,7 @@ class Watchdog:
             shortest = min(shortest, self._look_at(watched, now, pause))
         for gone in self._eyes.keys() - alive:
             self._eyes.pop(gone).witness.close()
-        if shortest == self._tick and now - self._threads_read >= _THREADS_PERIOD:
+        if shortest >= self._tick and now - self._threads_read >= _THREADS_PERIOD:
             self._threads_before, self._threads_read = other_threads(), now
         self._slept_from = self._now()
         return shortest
@@ -326,9 +339,7 @@ class Watchdog:
             suspicion = eye.suspicion = self._suspect(watched, eye, since)
         if suspicion is not None and look is not None:
             suspicion.add(look)
-        # Each look at the kernel's books lets go of the GIL, and a loop that computes gives it back
-        # 5 ms later: in the middle of a stall the watchdog's own will do.
-        moment = eye.witness.own() if is_suspect and not monitor.ended else eye.witness.snapshot()
+        moment = self._read_books(eye, is_suspect=is_suspect, has_news=bool(monitor.ended))
         eye.rounds.append((moment.at, Oversleep.between(eye.latest, moment, slept)))
         eye.latest = moment
         while eye.closing and now - eye.closing[0][0][1] >= _AFTERMATH:
@@ -344,11 +355,30 @@ class Watchdog:
             end = eye.witness.snapshot() if moment.cpu is None else moment
             eye.closing.append((held, seen, end))
         if not is_suspect:
+            eye.calm = eye.calm + 1 if moment.cpu == eye.healthy[-1].cpu else 0
             if self._now() - moment.at < self._threshold / 4:  # else its figures are of two times
                 eye.healthy.append(moment)
-            return min(self._tick, _AFTERMATH) if eye.closing else self._tick
+            if eye.closing:
+                return min(self._tick, _AFTERMATH)
+            if eye.calm < _CALM:
+                monitor.rouse()
+                return self._tick
+            monitor.doze(self._wake)
+            return max(_DOZE if monitor.has_selector else _NAP, self._tick)
         assert suspicion is not None
         return min(self._tick, max(0.002, suspicion.next_look - now))
+
+    def _read_books(self, eye: _Eye, *, is_suspect: bool, has_news: bool) -> Moment:
+        """A snapshot where it matters; where nothing has happened the last one is still true."""
+        if has_news:
+            return eye.witness.snapshot()
+        if is_suspect:
+            return eye.witness.own()
+        last = eye.healthy[-1]
+        cpu = eye.witness.cpu()
+        if last.cpu is None or cpu is None or cpu - last.cpu >= _IDLE:
+            return eye.witness.snapshot()
+        return replace(last, at=self._now(), own_switches=eye.witness.own_switches())
 
     def _eye(self, monitor: LoopMonitor) -> _Eye:
         eye = self._eyes.get(monitor)
@@ -369,7 +399,7 @@ class Watchdog:
             next((each for each in reversed(eye.healthy) if each.at <= since), eye.healthy[0]),
             other_threads(eye.native_id),
             waiting,
-            pause=self._tick / 2.5,
+            pause=self._tick / 3,
             id=f"{self._worker}-{next(self._ids)}".lstrip("-"),
         )
 
