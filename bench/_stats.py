@@ -60,3 +60,13 @@ def middle_interval(values: Sequence[float]) -> tuple[float, float]:
     skip = int(len(ordered) / 2 - 0.98 * len(ordered) ** 0.5)
     skip = max(0, min(skip, (len(ordered) - 1) // 2))
     return ordered[skip], ordered[-1 - skip]
+
+
+def wilson(hits: int, of: int) -> tuple[float, float]:
+    """Where a rate lies with 95 % certainty, if `hits` of `of` trials were hits (Wilson, 1927)."""
+    if not of:
+        return 0.0, 1.0
+    z, share = 1.96, hits / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    reach = z / (1 + z * z / of) * ((share * (1 - share) + z * z / (4 * of)) / of) ** 0.5
+    return max(0.0, middle - reach), min(1.0, middle + reach)
