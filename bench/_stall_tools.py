@@ -298,13 +298,6 @@ class MonitoredIoloop(Tool):
 class Loopscope(Tool):
     """This project's agent, without its listener."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        from loopscope.agent import Agent
-
-        if not hasattr(Agent, "stalls"):
-            raise RuntimeError("this version's agent does not record stalls")
-
     def wrap(self, app: ASGIApp) -> ASGIApp:
         from loopscope.asgi import Loopscope as Middleware
 
@@ -314,12 +307,13 @@ class Loopscope(Tool):
         from loopscope.agent import current_agent
 
         agent: Any = current_agent()
-        stalls = [] if agent is None else agent.stalls()
+        stalls = [] if agent is None else agent.stalls(limit=1000)
         return [self._report(stall) for stall in stalls if stall["duration_s"]]
 
     def _report(self, stall: dict[str, Any]) -> Report:
         location = (stall.get("location") or "").partition(" ")[0]
-        named = [str(stall[key]) for key in ("route", "task", "thread") if stall.get(key)]
+        thread = stall["evidence"].get("thread_name")
+        named = [str(name) for name in (stall["route"], stall["task"], thread) if name]
         cause = stall.get("cause")
         return Report(
             id=str(stall["id"]),

@@ -31,6 +31,7 @@ _LONGEST = "loopscope_request_longest_step_seconds"
 _OUTCOMES = "loopscope_request_outcomes_total"
 _FAILED = f'{_ROUTE}, outcome="error"'
 _RUNNING = f'{_ROUTE}, phase="loop_run"'
+_DELAY = "asyncio_eventloop_delay_seconds"
 _PHASE = "loopscope_request_phase_seconds_total"
 
 
@@ -41,6 +42,10 @@ def _rate(metric: str, selector: str = _ROUTE, by: str = "") -> str:
 def _quantile(quantile: float, metric: str, by: str = "") -> str:
     labels = f"le, {by}" if by else "le"
     return f"histogram_quantile({quantile}, {_rate(f'{metric}_bucket', by=labels)})"
+
+
+def _of_target(quantile: float, metric: str) -> str:
+    return f"histogram_quantile({quantile}, {_rate(f'{metric}_bucket', _TARGET, 'le')})"
 
 
 def _share_of_errors(by: str = "") -> str:
@@ -194,6 +199,86 @@ LOOP = Row(
     ),
 )  # fmt: skip
 
+STALLS = Row(
+    "Stalls of the event loop",
+    (
+        Panel(
+            "Loop delay",
+            "How late the loop ran what was due: what a request arriving at random had to wait. "
+            "p99 above some 50 ms: look at what holds the loop, to the right.",
+            tuple(
+                Query(_of_target(quantile, _DELAY), f"p{quantile * 100:g}")
+                for quantile in (0.5, 0.99, 0.999)
+            ),
+            "s", colours={"p50": GREEN, "p99": ORANGE, "p99.9": RED},
+        ),
+        Panel(
+            "Loop utilisation",
+            "Share of time each event loop was busy. Above 0.8 everything queues: more workers, or "
+            "less work on the loop.",
+            (Query(
+                f"rate(asyncio_eventloop_time_seconds_total{{{_TARGET}, state=\"busy\"}}{_W})",
+                "{{instance}}",
+            ),),
+            "percentunit", maximum=1.0,
+        ),
+        Panel(
+            "Held right now",
+            "For how long a loop has been held by now. A line that climbs is a loop that hangs: "
+            "/api/stalls says where.",
+            (Query(
+                f"asyncio_eventloop_stall_in_progress_seconds{{{_TARGET}}}", "{{instance}}"
+            ),),
+            "s",
+        ),
+        Panel(
+            "Time held, by line",
+            "Seconds per second the loop was held in stalls, by file and function. Empty where no "
+            "line is to blame: see the cause. Mend the tallest first.",
+            (Query(
+                _rate("asyncio_eventloop_stall_seconds_total", _TARGET, "location"),
+                "{{location}}",
+            ),),
+            "percentunit", width=12, stacked=True,
+        ),
+        Panel(
+            "Time held, by cause",
+            "blocking_call and lock: await something else, or use a thread. cpu: a process. gc: "
+            "gc.freeze(). starved: more CPU. gil_contention: another thread; /api/stalls names it.",
+            (Query(
+                _rate("asyncio_eventloop_stall_seconds_total", _TARGET, "cause"), "{{cause}}"
+            ),),
+            "percentunit", width=12, stacked=True,
+        ),
+        Panel(
+            "Stalls by route that held the loop",
+            "Stalls per second. No route: a background task, a callback, or nobody's fault.",
+            (Query(
+                _rate("asyncio_eventloop_stalls_total", _TARGET, "http_route"), "{{http_route}}"
+            ),),
+            "ops",
+        ),
+        Panel(
+            "Request-seconds lost, by victim",
+            "How long requests waited while others held the loop, by their own route; an upper "
+            "bound. These routes are not slow: they were kept waiting.",
+            (Query(
+                _rate("asyncio_eventloop_stall_victim_seconds_total", by="http_route"),
+                "{{http_route}}",
+            ),),
+            "s",
+        ),
+        Panel(
+            "Tasks alive",
+            "By coroutine. One that only grows is never awaited or never ends.",
+            (Query(
+                f"sum by (coroutine) (asyncio_tasks{{{_TARGET}}})", "{{coroutine}}"
+            ),),
+            "short", stacked=True,
+        ),
+    ),
+)  # fmt: skip
+
 STREAMS = Row(
     "WebSockets and streams",
     (
@@ -303,7 +388,7 @@ PROCESS = Row(
     ),
 )  # fmt: skip
 
-ROWS = (HEADLINE, REQUESTS, LOOP, STREAMS, PROCESS)
+ROWS = (HEADLINE, REQUESTS, LOOP, STALLS, STREAMS, PROCESS)
 
 
 def board() -> Json:

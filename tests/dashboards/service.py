@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator
 
 import uvicorn
@@ -24,6 +25,13 @@ async def one(item: int) -> dict[str, int]:
     if item == 7:
         raise HTTPException(503)
     return {"item": item}
+
+
+@app.get("/block")
+async def block() -> str:
+    """Holds the event loop."""
+    time.sleep(0.07)  # noqa: ASYNC251  # on purpose
+    return "done"
 
 
 @app.get("/later")

@@ -10,7 +10,7 @@ import pytest
 from dashboards.generate import BOARDS, stale
 from loopscope.catalogue import BY_NAME
 
-_NAME = re.compile(r"\b((?:http_server|loopscope|process|cpython)_[a-z_]+)(?:\{([^}]*)\})?")
+_NAME = re.compile(r"\b((?:http_server|asyncio|loopscope|process|cpython)_[a-z_]+)(?:\{([^}]*)\})?")
 _LABEL = re.compile(r"([a-z_]+)\s*(?:=~|!~|!=|=)")
 _LEGEND = re.compile(r"\{\{(\w+)\}\}")
 _SUFFIXES = ("_bucket", "_sum", "_count")
