@@ -97,7 +97,8 @@ async def _demo(out: Console, options: argparse.Namespace) -> None:
         load = Load(running.service_url, _plan(options))
         await _drive(out, running.service, load, serving=options.serve)
         after = await measure.scrape_when_calm(running.admin_url)
-        screen.results(out, running, load, figures.read(between(before, after)))
+        stalls = await measure.stalls(running.admin_url)
+        screen.results(out, running, load, figures.read(between(before, after)), stalls)
     screen.closing(out, running, serving=options.serve)
 
 

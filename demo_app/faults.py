@@ -7,9 +7,14 @@ can be read, and found again by the agent, by its name.
 from __future__ import annotations
 
 import html
+import re
 import statistics
+import threading
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from demo_app import switches
 
 
 class Sale(NamedTuple):
@@ -43,6 +48,39 @@ def fail_every_fifth_refund(number: int) -> None:
     """
     if number % 5 == 0:
         raise LedgerError(f"the ledger of order {number} does not add up")
+
+
+def ask_the_bank_on_the_loop(number: int) -> None:
+    """A driver that blocks, called in a coroutine: for 80 ms nobody else runs.
+
+    Only where ``switches`` has it on. Shown: a stall a call, cause ``blocking_call``, with this
+    function's name, the route that called it and the requests that had to wait.
+    """
+    if switches.is_on(ask_the_bank_on_the_loop) and number % 4 == 0:
+        time.sleep(0.08)
+
+
+def search_by_pattern() -> None:
+    """A regular expression that backtracks: C code that keeps the interpreter to itself.
+
+    Only where ``switches`` has it on. Shown: a stall a call, cause ``cpu``, with this function's
+    name, although no Python runs while it lasts.
+    """
+    if switches.is_on(search_by_pattern):
+        re.match(*_SLOW)
+
+
+def restock_in_a_thread() -> None:
+    """The same pattern in a worker thread, which takes the interpreter away from the loop.
+
+    Only where ``switches`` has it on. Shown: stalls whose cause is ``gil_contention`` and which
+    accuse no line of the loop's; the evidence names the thread where that could be told.
+    """
+    if switches.is_on(restock_in_a_thread):
+        threading.Thread(target=re.match, args=_SLOW, name="restock").start()
+
+
+_SLOW = ("(a+)+$", "a" * 21 + "b")  # some 100 ms
 
 
 class LedgerError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import httpx
 
@@ -33,6 +34,19 @@ async def scrape(admin_url: str) -> Scrape:
         return parse(answer.text, time.monotonic())
     except (httpx.HTTPError, ValueError) as error:
         raise NoFiguresError(f"no metrics from {url}: {error or type(error).__name__}") from error
+
+
+async def stalls(admin_url: str) -> list[dict[str, Any]]:
+    """What held the event loop, by place, most seconds first; raises ``NoFiguresError``."""
+    url = f"{admin_url}/api/stalls?group=location&limit=1000"
+    try:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answer = await client.get(url)
+            answer.raise_for_status()
+        groups: list[dict[str, Any]] = answer.json()["groups"]
+    except (httpx.HTTPError, ValueError) as error:
+        raise NoFiguresError(f"no stalls from {url}: {error or type(error).__name__}") from error
+    return groups
 
 
 async def scrape_when_calm(admin_url: str) -> Scrape:

@@ -6,8 +6,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -102,7 +103,9 @@ def _state(load: Load) -> str:
     )
 
 
-def results(out: Console, running: Stack, load: Load, figures: Figures) -> None:
+def results(
+    out: Console, running: Stack, load: Load, figures: Figures, stalls: Sequence[Mapping[str, Any]]
+) -> None:
     """The table and what follows from it; raises ``NoFiguresError`` if there is nothing to show."""
     if not figures.requests:
         raise NoFiguresError("loopscope counted no requests at all")
@@ -113,7 +116,9 @@ def results(out: Console, running: Stack, load: Load, figures: Figures) -> None:
     out.print(Padding(routes_table(figures), (0, 0, 1, 2), expand=False))
     agreed, sentences = verdict.agreement(load.tally, figures)
     mark = Text("✓", "green") if agreed else Text("✗", "bold red")
-    out.print(_sentences(mark, [*sentences, *verdict.remarks(figures)]))
+    out.print(
+        _sentences(mark, [*sentences, *verdict.stall_remarks(stalls), *verdict.remarks(figures)])
+    )
 
 
 def _sentences(mark: Text, sentences: Iterable[str]) -> Padding:

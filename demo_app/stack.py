@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -94,6 +95,7 @@ async def _shop(
         "DEMO_DATABASE": dsn,
         "DEMO_UPSTREAM": upstream_url,
         "LOOPSCOPE_LISTEN": f"{HOST}:{admin_port}",
+        "DEMO_FAULTS": os.environ.get("DEMO_FAULTS", "ask_the_bank_on_the_loop"),
     }
     app = "demo_app.service:app"
     async with _server(report, "shop", app, "FastAPI on uvicorn and uvloop", environment) as (

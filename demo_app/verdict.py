@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from demo_app.figures import Figures, RouteFigures
 from demo_app.load import Tally
 from demo_app.scenarios import Endpoint
 from demo_app.table import milliseconds
+
+_MOST_PLACES = 3
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,18 @@ def _unanswered(tally: Tally) -> Iterator[str]:
     if tally.failures:
         kinds = ", ".join(f"{count} x {name}" for name, count in tally.failures.most_common())
         yield f"{tally.failures.total():,} more got no answer: {kinds}."
+
+
+def stall_remarks(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What held the event loop: the places of ``/api/stalls?group=location`` that cost most."""
+    for group in groups[:_MOST_PLACES]:
+        where = f" at {group['location']}" if group["location"] else ""
+        routes = f" ({', '.join(group['routes'])})" if group["routes"] else ""
+        yield (
+            f"Event loop held {group['stalls']:,} x, {group['seconds']:.1f} s in all: "
+            f"{group['cause'].replace('_', ' ')}{where}{routes}; "
+            f"{group['lost_request_seconds']:.1f} request-seconds lost."
+        )
 
 
 def remarks(figures: Figures) -> Iterator[str]:

@@ -105,6 +105,7 @@ async def order(number: int, database: Database) -> Order:
 async def refund(number: int, database: Database) -> dict[str, int | str]:
     """Give the money back, which fails now and then: ``faults.fail_every_fifth_refund``."""
     faults.fail_every_fifth_refund(number)
+    faults.ask_the_bank_on_the_loop(number)
     done = await database.fetchval(
         "UPDATE orders SET status = 'refunded' WHERE number = $1 RETURNING number", number
     )

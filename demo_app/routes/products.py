@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Response
 from pydantic import BaseModel
 
+from demo_app import faults
 from demo_app.resources import Database, Upstream
 
 router = APIRouter(prefix="/api/products", tags=["products"])
@@ -36,6 +37,8 @@ async def search(
     database: Database, q: str = "", limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> list[Product]:
     """Products whose name contains ``q``, by name."""
+    faults.search_by_pattern()
+    faults.restock_in_a_thread()
     rows = await database.fetch(
         "SELECT * FROM products WHERE name ILIKE '%' || $1 || '%' ORDER BY name LIMIT $2", q, limit
     )

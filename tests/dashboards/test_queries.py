@@ -70,7 +70,13 @@ async def load(port: int) -> int:
         connect(f"ws://127.0.0.1:{port}/ws"),  # stays open, for the gauge
     ):
         while time.monotonic() < until:
-            paths = [*(f"/items/{number}" for number in range(20)), "/later", "/export", "/block", "/no"]
+            paths = [
+                *(f"/items/{number}" for number in range(20)),
+                "/later",
+                "/export",
+                "/block",
+                "/no",
+            ]
             await asyncio.gather(*map(client.get, paths))
             made += len(paths)
             async with connect(f"ws://127.0.0.1:{port}/ws") as websocket:
