@@ -110,6 +110,7 @@ class _Look:
     stack: Stack
     signature: Hashable
     running: Running | None
+    moment: Moment
     waits: str | None
 
 
@@ -334,7 +335,7 @@ class Watchdog:
         if is_suspect and (suspicion is None or suspicion.is_due(now)):
             # before anything else lets go of the GIL
             looks = 0 if suspicion is None else len(suspicion.looks)
-            look = self._take(watched, now, with_kernel=looks < _KERNEL_LOOKS)
+            look = self._take(watched, eye, now, with_kernel=looks < _KERNEL_LOOKS)
         if is_suspect and suspicion is None:
             suspicion = eye.suspicion = self._suspect(watched, eye, since)
         if suspicion is not None and look is not None:
@@ -403,7 +404,7 @@ class Watchdog:
             id=f"{self._worker}-{next(self._ids)}".lstrip("-"),
         )
 
-    def _take(self, watched: Watched, now: float, *, with_kernel: bool) -> _Look:
+    def _take(self, watched: Watched, eye: _Eye, now: float, *, with_kernel: bool) -> _Look:
         monitor = watched.monitor
         frame = _frames().get(monitor.thread)
         try:
@@ -415,8 +416,9 @@ class Watchdog:
         if running is None and handle is not None:
             running = Running(id(handle), 0.0, task=_callback_name(handle))
         signature = running.key if running is not None else _outermost(stack)
+        moment = eye.witness.snapshot()
         waits = waits_in_kernel(monitor.native_id) if with_kernel else None
-        return _Look(now, stack, signature, running, waits)
+        return _Look(now, stack, signature, running, moment, waits)
 
     def _close(
         self, watched: Watched, eye: _Eye, held: Interval, suspicion: _Suspicion, end: Moment
@@ -502,6 +504,10 @@ class Watchdog:
             if thread == watched.monitor.thread
         )
         start = suspicion.before
+        looks = suspicion.looks
+        if len(looks) > 1 and looks[-1].at - looks[0].at >= (ended - began) / 2:
+            # What came before and after was somebody else's.
+            start, end = looks[0].moment, looks[-1].moment
         if end.at - start.at < (ended - began) / 2:  # we had only just begun to look
             start, end = Moment(began), Moment(ended)
         return Evidence(
