@@ -134,7 +134,8 @@ async def test_a_request_that_holds_the_loop_is_caught(how: str) -> None:
         await call(app, f"/hold/{how}")
 
     def is_right(stall: dict[str, Any]) -> bool:
-        return stall["cause"] == cause and (cause == "gc" or stall["location"] != "")
+        is_located = cause == "gc" or stall["location"] != ""
+        return stall["cause"] == cause and stall["route"] != "" and is_located
 
     stall = await tried(attempt, is_right)
     assert stall["cause"] == cause
@@ -160,8 +161,9 @@ async def test_a_background_task_is_named() -> None:
 
     stall = await tried(attempt, lambda stall: stall["location"] != "")
     assert stall["route"] == ""
-    assert stall["task"].startswith("report (")
-    assert stall["task"].endswith("nightly)")
+    assert stall["task"].rstrip(")").endswith("nightly")
+    if asyncio.get_running_loop().get_task_factory() is None:  # else it gets its name later
+        assert stall["task"].startswith("report (")
     assert stall["location"].endswith(" sleep")
 
 
