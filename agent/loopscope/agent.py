@@ -44,7 +44,13 @@ from loopscope.sources.itself import SelfSource
 from loopscope.sources.loop import LoopMonitor
 from loopscope.sources.process import ProcessSource
 from loopscope.sources.request_start import seconds_queued
-from loopscope.sources.requests import DURATION, HttpExchange, RequestRecorder, Tracer
+from loopscope.sources.requests import (
+    DURATION,
+    HttpExchange,
+    RequestRecorder,
+    Tracer,
+    method_label,
+)
 from loopscope.sources.stalls import Order, StallBook
 from loopscope.sources.tasks import TasksSource
 from loopscope.sources.watchdog import Running, Waiting, Watchdog
@@ -119,10 +125,10 @@ class Recorders:
         """The requests in flight that are not being run. From any thread."""
         return [each for each in list(self.requests.active) if each.step_started <= each.suspended]
 
-    def route_of(self, waiting: Waiting) -> str:
-        """Route template of a request in flight, as far as it has been routed."""
+    def label_of(self, waiting: Waiting) -> tuple[str, str]:
+        """Route template, as far as it has been routed, and method of a request in flight."""
         assert isinstance(waiting, HttpExchange)
-        return waiting.route_so_far()
+        return waiting.route_so_far(), method_label(waiting.scope)
 
 
 class Agent:

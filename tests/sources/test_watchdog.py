@@ -186,6 +186,9 @@ async def test_those_who_were_ready_to_run_are_the_victims() -> None:
     assert 5 * (HOLD - 0.05) <= victims["seconds"] <= 5 * stall["duration_s"]
     seconds = published("asyncio_eventloop_stall_victim_seconds_total", http_route="/wait/{times}")
     assert seconds == pytest.approx(victims["seconds"])
+    phase = "loopscope_request_phase_seconds_total"
+    labels = {"http_route": "/wait/{times}", "http_request_method": "GET", "phase": "loop_wait"}
+    assert published(phase, **labels) == pytest.approx(seconds)
 
 
 async def test_a_request_that_awaits_its_database_is_no_victim() -> None:

@@ -59,8 +59,8 @@ class Scratch:
     def waiting(self) -> Sequence[Waiting]:
         return ()
 
-    def route_of(self, waiting: Waiting) -> str:
-        return ""
+    def label_of(self, waiting: Waiting) -> tuple[str, str]:
+        return "", ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,8 @@ class Stall:
     """Whether the duration is inferred from a late heartbeat, good to half a beat."""
     victims: Mapping[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
     """By route: how many requests, and their seconds."""
+    waits: Mapping[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
+    """The same seconds by route and method."""
     stacks: tuple[tuple[tuple[str, ...], float], ...] = ()
     """Stacks seen, outermost frame first, each with the seconds it stands for."""
     evidence: Mapping[str, float | int | str] = field(default_factory=dict[str, float | int | str])

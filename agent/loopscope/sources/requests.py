@@ -95,7 +95,8 @@ PHASE = Metric(
     "loopscope_request_phase_seconds_total",
     "counter",
     "Seconds requests spent in each phase: loop_run is their own coroutine running on the event "
-    "loop until the last body byte, background is what came after it if that was over 1 ms.",
+    "loop until the last body byte, loop_wait what stalls of the loop kept them waiting at most, "
+    "background what came after the last body byte if that was over 1 ms.",
     ("http_route", "http_request_method", "phase"),
     unit="seconds",
 )
@@ -456,7 +457,7 @@ class Lane:
     def find(self, scope: Scope, status: int, matched: object) -> _Cell | None:
         """The cell of a plain request, found the long way and remembered for the next one."""
         route = self.resolver.resolve(scope, status)
-        key: Key = (route, _method(scope), status, "", OK)
+        key: Key = (route, method_label(scope), status, "", OK)
         cell = self.recorder.cell(key)
         if cell is not None and cell.key == key and self.resolver.is_certain(matched):
             if len(self.cells) >= _MOST_SHORT_CUTS:
@@ -700,7 +701,7 @@ class HttpExchange(Exchange):
 
     def _key(self, route: str, error: BaseException | None) -> Key:
         outcome = self._outcome(error)
-        method = _method(self.scope)
+        method = method_label(self.scope)
         status = self.status
         if outcome == OK:
             return (route, method, status, "", OK)
@@ -767,7 +768,8 @@ def _is_done(awaitable: object) -> bool:
     return getattr(awaitable, "cr_frame", None) is None
 
 
-def _method(scope: Scope) -> str:
+def method_label(scope: Scope) -> str:
+    """The request's method as a label."""
     method: str = scope["method"]
     return method if method in METHODS else OTHER
 

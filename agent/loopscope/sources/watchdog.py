@@ -99,7 +99,9 @@ class Watched(Protocol):
         """The requests in flight that are not being run."""
         ...
 
-    def route_of(self, waiting: Waiting) -> str: ...
+    def label_of(self, waiting: Waiting) -> tuple[str, str]:
+        """Route and method of a request in flight."""
+        ...
 
 
 @dataclass(slots=True)
@@ -439,7 +441,7 @@ class Watchdog:
         if verdict.cause == "gil_contention":
             wake = self._wake_within(began, ended)
             stall.evidence = {**verdict.facts, **self._thief(wake, verdict)}
-        stall.victims = self._victims(watched, suspicion, began, ended)
+        self._find_victims(stall, watched, suspicion, ended)
         used = (end.cpu or 0.0) - (suspicion.before.cpu or 0.0)
         watched.monitor.blocked += max(0.0, ended - began - used)
         self._book.add(stall)
@@ -537,17 +539,22 @@ class Watchdog:
             if thread in suspicion.threads
         }
 
-    def _victims(
-        self, watched: Watched, suspicion: _Suspicion, began: float, ended: float
-    ) -> dict[str, tuple[int, float]]:
-        """Requests that had been asleep and ran as soon as the loop came round, by route."""
-        found: dict[str, tuple[int, float]] = {}
+    def _find_victims(
+        self, stall: Stall, watched: Watched, suspicion: _Suspicion, ended: float
+    ) -> None:
+        """Requests that had been asleep and ran as soon as the loop came round."""
+        began = ended - stall.duration_s
+        victims: dict[str, tuple[int, float]] = {}
+        waits: dict[tuple[str, str], float] = defaultdict(float)
         for each, suspended in suspicion.waiting:
             if suspended < ended <= each.step_started:
-                route = watched.route_of(each)
-                requests, seconds = found.get(route, (0, 0.0))
-                found[route] = (requests + 1, seconds + ended - max(began, suspended))
-        return found
+                route, method = watched.label_of(each)
+                lost = ended - max(began, suspended)
+                requests, seconds = victims.get(route, (0, 0.0))
+                victims[route] = (requests + 1, seconds + lost)
+                waits[route, method] += lost
+        stall.victims = victims
+        stall.waits = dict(waits)
 
 
 def _shares(looks: Sequence[_Look], began: float, ended: float) -> list[tuple[_Look, float]]:
