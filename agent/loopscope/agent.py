@@ -37,7 +37,6 @@ from loopscope.exporters.prometheus import Exemplar, MetricsPage
 from loopscope.exporters.traces import TraceExporter, make_tracer, provided_tracer
 from loopscope.settings import Settings
 from loopscope.sources.cgroup import CgroupSource
-from loopscope.sources.evidence import ThreadClock
 from loopscope.sources.gc import GcSource
 from loopscope.sources.in_flight import InFlightSource
 from loopscope.sources.itself import SelfSource
@@ -77,12 +76,17 @@ class Recorders:
     """
 
     def __init__(
-        self, requests: RequestRecorder, websockets: WebSocketRecorder, monitor: LoopMonitor
+        self,
+        requests: RequestRecorder,
+        websockets: WebSocketRecorder,
+        monitor: LoopMonitor,
+        *,
+        is_watched: bool,
     ) -> None:
         self.requests = requests
         self.websockets = websockets
         self.monitor = monitor
-        self.is_watched = True
+        self.is_watched = is_watched
         self.loop: Callable[[], object] = lambda: None
         requests.switch_off = self.retire
 
@@ -182,6 +186,7 @@ class Agent:
             self.gc,
             self.tasks,
             self.itself,
+            self.watchdog,
         )
         self._metrics_page = MetricsPage(
             self.families,
@@ -277,8 +282,8 @@ class Agent:
                 self.page, self.clock.now, self.faults, max_series=settings.max_series
             ),
             LoopMonitor(self.page, self.clock.now, settings.stall_threshold),
+            is_watched=settings.stalls,
         )
-        recorders.is_watched = settings.stalls
         self._recorders.append(recorders)
         return recorders
 
@@ -325,18 +330,11 @@ class Agent:
                 source.refresh()
             except Exception as error:
                 self.faults.report(type(source).__name__, error)
-        self._refresh_loops()
         self.page.beat(self.clock.now())
         self._own_reader.update(self.page.view)
         worker = str(os.getpid()) if self.settings.directory is not None else ""
         pages = [ReadPage(self._own_reader, self.page.view, worker), *self._siblings()]
         return merge(pages, breathe=_give_way)
-
-    def _refresh_loops(self) -> None:
-        self.book.show_progress(self.watchdog.held_by_now())
-        for recorders in self._watched():
-            monitor = recorders.monitor
-            monitor.refresh(ThreadClock(monitor.thread, monitor.native_id).cpu)
 
     def _siblings(self) -> list[ReadPage]:
         """The pages of other workers in the shared directory, living or dead."""

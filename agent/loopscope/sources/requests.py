@@ -298,7 +298,7 @@ class RequestRecorder:
 
     def cell(self, key: Key) -> _Cell | None:
         """The numbers of a label set; None where there is no room for them."""
-        return self._cells.known.get(key) or self._cells.admit(key)
+        return self._cells.admit(key)
 
     def record(self, cell: _Cell, exchange: HttpExchange, totals: Totals, ended: float) -> None:
         """Add one finished request to its label set, whatever it was like."""

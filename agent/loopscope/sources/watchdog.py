@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, pairwise
 from operator import itemgetter
-from types import CodeType, FrameType
+from types import FrameType
 from typing import NamedTuple, Protocol
 
 from loopscope.core.clock import Clock
@@ -264,6 +264,13 @@ class Watchdog:
             if since and now - since >= self._threshold:
                 held = max(held, now - since)
         return held
+
+    def refresh(self) -> None:
+        """Publish what is read on demand: the stall in progress, and each loop's time."""
+        self._book.show_progress(self.held_by_now())
+        for watched in self._watched():
+            monitor = watched.monitor
+            monitor.refresh(ThreadClock(monitor.thread, monitor.native_id).cpu)
 
     def _run(self) -> None:
         pause = self._tick
@@ -618,12 +625,5 @@ def _callback_name(handle: asyncio.Handle) -> str:
 
 
 def _outermost(stack: Stack) -> Hashable:
-    """What tells callbacks apart where no task is running: the first frame above the loop's."""
-    for number, (code, _) in enumerate(stack):
-        if code.co_name == "_run" and code.co_filename.endswith("events.py"):
-            return _name(stack[number + 1]) if number + 1 < len(stack) else "C"
-    return _name(stack[0]) if stack else ""
-
-
-def _name(frame: tuple[CodeType, int]) -> tuple[str, str]:
-    return frame[0].co_filename, frame[0].co_qualname
+    """What tells callbacks apart where neither task nor handle can be seen: the first frame."""
+    return (stack[0][0].co_filename, stack[0][0].co_qualname) if stack else ""
