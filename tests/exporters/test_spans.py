@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
@@ -22,9 +21,9 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from loopscope import Loopscope
-from loopscope.agent import current_agent, stop_agent
+from loopscope.agent import current_agent
 from loopscope.core.faults import Faults
-from tests.exporters.providers import set_provider
+from tests.exporters.providers import make_provider, set_provider
 from tests.harness import Message, Server, call, http_scope, published
 
 PARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
@@ -32,19 +31,9 @@ PARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 
 def provide(*, sampler: Sampler | None = None) -> InMemorySpanExporter:
     """Set up a provider as a service would; what it exports."""
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider, exporter = make_provider(sampler)
     set_provider(provider)
     return exporter
-
-
-@pytest.fixture(autouse=True)
-def no_provider() -> Iterator[None]:
-    """Whatever provider a test sets up is gone after it."""
-    yield
-    stop_agent()
-    set_provider(None)
 
 
 @pytest.fixture

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 from fastapi import FastAPI
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -23,8 +20,8 @@ from opentelemetry.trace import SpanKind
 from starlette.responses import PlainTextResponse
 
 from loopscope import Loopscope
-from loopscope.agent import current_agent, stop_agent
-from tests.exporters.providers import set_provider
+from loopscope.agent import current_agent
+from tests.exporters.providers import make_provider, set_provider
 from tests.harness import Message, call, published
 
 pytest.importorskip("fastapi.telemetry", reason="this FastAPI does not trace by itself")
@@ -47,9 +44,7 @@ class Service:
     """A FastAPI app and what the process' provider exported."""
 
     def __init__(self, sampler: Sampler = ALWAYS_ON, **telemetry: Any) -> None:
-        self.exporter = InMemorySpanExporter()
-        self.provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
-        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.provider, self.exporter = make_provider(sampler)
         self.app = FastAPI(telemetry=cast("Any", telemetry))
         self.app.get("/items/{number}")(self.item)
 
@@ -65,13 +60,6 @@ class Service:
         assert {span.context.trace_id for span in spans} == {server.context.trace_id}
         assert "inner" in [span.name for span in spans]
         return server
-
-
-@pytest.fixture(autouse=True)
-def no_provider() -> Iterator[None]:
-    yield
-    stop_agent()
-    set_provider(None)
 
 
 @pytest.fixture
