@@ -108,6 +108,24 @@ def test_a_taken_port_leaves_the_service_alone(caplog: pytest.LogCaptureFixture)
     assert "Set LOOPSCOPE_LISTEN" in caplog.text
 
 
+def test_a_port_that_another_worker_takes_in_between_is_taken(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers that start at once may both bind a port; one listens, the other says so."""
+
+    class Overtaken(socket.socket):
+        def listen(self, backlog: int = 0, /) -> None:
+            other.listen()
+            super().listen(backlog)
+
+    with socket.socket() as other, caplog.at_level(logging.WARNING):
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(socket, "socket", Overtaken)
+        assert running(listen=f"127.0.0.1:{other.getsockname()[1]}") == ""
+    assert caplog.text.count("cannot listen on") == 1
+
+
 def test_stopping_closes_the_port_and_ends_the_thread() -> None:
     """After stop nothing listens and no thread of ours is left."""
     url = running()

@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
 from loopscope import Loopscope
+from loopscope.agent import current_agent
 from loopscope.core.faults import Faults
 from tests.harness import Message, Server, call, http_scope, label_sets, published
 
@@ -268,6 +269,24 @@ async def test_background_work_is_not_part_of_the_duration() -> None:
     assert background >= 0.19
     assert published(f"{DURATION}_sum") < background
     assert published("loopscope_request_phase_seconds_total", phase="background") == background
+
+
+async def test_a_request_is_in_flight_only_when_it_is_whole() -> None:
+    """Another thread never finds a request that does not know yet when it began."""
+    app = service(hello)
+    await call(app, "/items/1")
+    agent = current_agent()
+    assert agent is not None
+    (recorders,) = agent._recorders
+    clock, found = recorders.requests.now, list[object]()
+
+    def looking() -> float:
+        found.extend(each.step_started for each in recorders.requests.active)
+        return clock()
+
+    recorders.requests.now = looking
+    await call(app, "/items/1")
+    assert all(isinstance(each, float) for each in found)
 
 
 async def test_while_a_background_task_runs_the_request_is_in_background() -> None:

@@ -1,6 +1,6 @@
 """The admin listener: one thread with a loop of its own, so it answers when the service cannot.
 
-The socket is bound before the thread starts: a port that is taken is known at once and costs the
+The socket listens before the thread starts: a port that is taken is known at once and costs the
 service nothing but a log line. uvicorn's protocol class is used without uvicorn's ``Server``, whose
 signal handlers, log lines and ten ticks a second belong to a program, not to a guest in one.
 """
@@ -70,7 +70,7 @@ class AdminListener:
                 port,
             )
         try:
-            self._socket = _bound(host, port)
+            self._socket = _listening(host, port)
         except OSError as error:
             logger.warning(
                 "loopscope: cannot listen on %s:%d (%s); the service is not affected, but its "
@@ -140,12 +140,14 @@ def _exposed(host: str) -> bool:
     return not host.startswith(_LOOPBACK)
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _listening(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
+        # Two processes that reuse addresses may both bind; only one of them may listen.
+        bound.listen(_BACKLOG)
         bound.setblocking(False)
     except BaseException:
         bound.close()

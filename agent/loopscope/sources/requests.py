@@ -514,9 +514,9 @@ class HttpExchange(Exchange):
         self.head = self.pending = self.steps = None
         self.plain = plain = recorder.plain
         scope[SCOPE_KEY] = self
-        recorder.active.add(self)
         self.now = now = recorder.now
         self.started = self.step_started = now()
+        recorder.active.add(self)  # last: from here on other threads look at it
         if not plain:
             self._begin_span()
 

@@ -155,8 +155,8 @@ class WebSocketExchange(Exchange):
         self.suspended = 0.0
         self.now = recorder.now
         scope[SCOPE_KEY] = self
-        recorder.active.add(self)
         self.started = self.step_started = recorder.now()
+        recorder.active.add(self)  # last: from here on other threads look at it
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass ``message`` to the server and count it."""
