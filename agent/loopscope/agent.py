@@ -89,6 +89,7 @@ class Recorders:
         self.is_watched = is_watched
         self.loop: Callable[[], object] = lambda: None
         requests.switch_off = self.retire
+        requests.loop = monitor
 
     @property
     def thread(self) -> int:

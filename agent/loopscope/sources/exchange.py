@@ -19,6 +19,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from typing import Any, Protocol
 
+from loopscope.core.phases import Stay
+from loopscope.sources.ledger import LONG, Ledger
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -65,6 +68,32 @@ class Exchange:
     receive: Receive
     """The ``receive`` and ``send`` the app is given."""
     send: Send
+
+    # Defaults on the class, for what few exchanges need.
+    ledger: Ledger | None = None
+    """What is known of its waits and tasks, once there is something to know."""
+    woken = 0.0
+    """When a task of it was woken for the first time since its latest step, if that was seen."""
+
+    def resumed(
+        self, since: float, moment: float, coroutine: Coroutine[Any, Any, Any], waiting_for: object
+    ) -> None:
+        """A step of ``coroutine`` begins at ``moment``, after a wait that is worth looking at.
+
+        It had waited for what it yielded (``waiting_for``) since ``since``. Must not raise.
+        """
+
+    def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        """What to make a task of in place of ``coroutine``, which the app wants to run."""
+        return coroutine
+
+    def stay(self) -> Stay | None:
+        """Something to move from phase to phase; None where no phases are kept. Any thread."""
+        return None
+
+    def is_answered(self) -> bool:
+        """Whether what there is to measure is over, though the app may go on."""
+        return False
 
     def finish(self, error: BaseException | None) -> None:
         """The app's coroutine has ended, by ``error`` if not None. Must not raise."""
@@ -127,7 +156,10 @@ class Steps:
                 except BaseException as error:
                     argument = error
                     step = coroutine.throw
-                exchange.step_started = now()
+                resumed = now()
+                if resumed - exchange.suspended > LONG or exchange.ledger is not None:
+                    exchange.resumed(moment, resumed, coroutine, waiting_for)
+                exchange.step_started = resumed
                 waiting_for = step(argument)
                 argument = None
         except StopIteration as done:

@@ -75,6 +75,8 @@ class LoopMonitor:
         """Seconds from the last beat to the next: few where the loop tells more, or is idle."""
         self.ended: deque[Interval] = deque(maxlen=_MOST_ENDED)
         """Holds of the loop that are over; for the watchdog to take."""
+        self.latest_stall: Interval = (0.0, 0.0)
+        """The last of those."""
         self.due = 0.0
         """When the next beat should come; 0.0 if none has to."""
         self.busy_since = 0.0
@@ -182,8 +184,12 @@ class LoopMonitor:
             self._count(late)
             held_since = due - self.interval / 2
             if not self.has_selector and now - held_since >= self.threshold:
-                self.ended.append((held_since, now))
+                self._note_stall(held_since, now)
         self._schedule(loop)
+
+    def _note_stall(self, began: float, ended: float) -> None:
+        self.latest_stall = (began, ended)
+        self.ended.append(self.latest_stall)
 
     def _count(self, late: float) -> None:
         """Add one delay, and those of the beats it swallowed, without a loop over them."""
@@ -212,13 +218,13 @@ class LoopMonitor:
         select = selector.select
         now = self._now
         threshold = self.threshold
-        ended = self.ended
+        note_stall = self._note_stall
 
         def timed_select(timeout: float | None = None) -> Any:
             began = now()
             since = self.busy_since
             if since and began - since >= threshold:
-                ended.append((since, began))
+                note_stall(since, began)
             if timeout is not None and timeout <= 0:  # only a look: there is more to do
                 self.busy_since = began
                 return select(timeout)
@@ -230,7 +236,7 @@ class LoopMonitor:
             polled = back - began
             if timeout is not None and polled - timeout >= threshold:
                 # The kernel was done in time, but the interpreter, or a CPU, was not to be had.
-                ended.append((began + timeout, back))
+                note_stall(began + timeout, back)
                 polled = timeout
             self._polled += polled
             if events and self._wake is not None:

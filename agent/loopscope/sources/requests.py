@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from asyncio import CancelledError, Queue
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from itertools import cycle
 from struct import Struct
+from threading import get_ident
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -29,7 +30,9 @@ from loopscope.core.faults import Faults
 from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import DURATION_BOUNDS, LONG_BOUNDS, SIZE_BOUNDS, STEP_BOUNDS, Metric
 from loopscope.core.page import Page, PageFullError
+from loopscope.core.phases import AWAIT_OTHER, LOOP_RUN, PHASES, Stay
 from loopscope.core.routes import matched_route
+from loopscope.sources.children import ChildSteps
 from loopscope.sources.exchange import (
     SCOPE_KEY,
     Exchange,
@@ -39,6 +42,7 @@ from loopscope.sources.exchange import (
     Scope,
     Send,
 )
+from loopscope.sources.ledger import Ledger, LoopView, UnseenLoop
 
 _BY_ROUTE = ("http_request_method", "http_route")
 
@@ -94,9 +98,12 @@ LONGEST_STEP = Metric(
 PHASE = Metric(
     "loopscope_request_phase_seconds_total",
     "counter",
-    "Seconds requests spent in each phase: loop_run is their own coroutine running on the event "
-    "loop until the last body byte, loop_wait what stalls of the loop kept them waiting at most, "
-    "background what came after the last body byte if that was over 1 ms.",
+    "Seconds requests spent in each phase, which add up to their duration: loop_run is their own "
+    "code and that of their tasks running on the event loop, loop_wait being ready to run while it "
+    "ran something else, pool_wait waiting for a pool, thread_wait and thread_run being queued for "
+    "and running in a thread or process, client_upload and client_download waiting for the client, "
+    "await_other every other await. Not part of the duration: background, what came after the last "
+    "body byte if that was over 1 ms.",
     ("http_route", "http_request_method", "phase"),
     unit="seconds",
 )
@@ -122,6 +129,27 @@ STREAM_DURATION = Metric(
     unit="seconds",
     bounds=LONG_BOUNDS,
 )
+ESTIMATED = Metric(
+    "loopscope_request_loop_wait_estimated_seconds_total",
+    "counter",
+    "That part of phase loop_wait which is an upper bound: the request ran just after a stall of "
+    "the event loop, and when in that stall it became ready is not known.",
+    ("http_route", "http_request_method"),
+    unit="seconds",
+)
+TASKS = Metric(
+    "loopscope_request_tasks",
+    "histogram",
+    "Tasks made for each request that made any: its fan-out.",
+    _BY_ROUTE,
+    bounds=(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0),
+)
+OUTLIVING = Metric(
+    "loopscope_request_tasks_outliving_total",
+    "counter",
+    "Tasks that were still running when the request that made them was over.",
+    ("http_route", "http_request_method"),
+)
 QUEUE = Metric(
     "loopscope_request_queue_seconds",
     "histogram",
@@ -141,6 +169,9 @@ METRICS = (
     OUTCOMES,
     CHUNKS,
     STREAM_DURATION,
+    ESTIMATED,
+    TASKS,
+    OUTLIVING,
     QUEUE,
 )
 
@@ -190,15 +221,15 @@ class _Cell:
     """
 
     __slots__ = ("background", "background_phase", "chunks", "duration_apart", "durations",
-                 "first_byte_apart", "key", "request_size", "sizes", "steps", "stream",
-                 "stream_outcome", "sums")  # fmt: skip
+                 "estimated", "first_byte_apart", "key", "outliving", "phases", "request_size",
+                 "sizes", "steps", "stream", "stream_outcome", "sums", "tasks")  # fmt: skip
 
     def __init__(self, key: Key, block: int) -> None:
         self.key = key
         self.durations = block + _DURATION_BUCKETS[0]
         self.sizes = block + _SIZE_BUCKETS[0]
         self.steps = block + _STEP_BUCKETS[0]
-        self.sums = block * _SUMS.size // 4
+        self.sums = block * _SLOT
         """In bytes, as packing wants it."""
         self.duration_apart: Histogram | None = None
         self.first_byte_apart: Histogram | None = None
@@ -208,19 +239,25 @@ class _Cell:
         self.chunks: Number | None = None
         self.background: Histogram | None = None
         self.background_phase: Number | None = None
+        self.phases: dict[str, Number] = {}
+        self.estimated: Number | None = None
+        self.tasks: Histogram | None = None
+        self.outliving: Number | None = None
 
 
-# A cell's block: four sums side by side, then the buckets. Runs relative to its first slot.
+# A cell's block: five sums side by side, then the buckets. Runs relative to its first slot.
 _DURATION_SUM = (0, 1)
 _SIZE_SUM = (1, 1)
 _STEP_SUM = (2, 1)
 _LOOP_RUN = (3, 1)
-_DURATION_BUCKETS = (4, len(DURATION_BOUNDS) + 1)
+_AWAIT_OTHER = (4, 1)
+_DURATION_BUCKETS = (5, len(DURATION_BOUNDS) + 1)
 _SIZE_BUCKETS = (sum(_DURATION_BUCKETS), len(SIZE_BOUNDS) + 1)
 _STEP_BUCKETS = (sum(_SIZE_BUCKETS), len(STEP_BOUNDS) + 1)
 _BLOCK = sum(_STEP_BUCKETS)
 
-_SUMS = Struct("4d")
+_SLOT = Struct("d").size
+_SUMS = Struct("5d")
 _read_sums = _SUMS.unpack_from
 _write_sums = _SUMS.pack_into
 
@@ -269,6 +306,8 @@ class RequestRecorder:
         """The latest sampled trace by (labels, bucket) of the duration histogram."""
         self.switch_off: Callable[[], None] = lambda: None
         """What ends the use of this recorder once it has failed too often."""
+        self.loop: LoopView = UnseenLoop()
+        """What is known of the event loop; the monitor's, where there is one."""
         self.malformed = 0
         """Messages the app sent that no server would understand; they were passed on unread."""
 
@@ -304,7 +343,7 @@ class RequestRecorder:
         """Add one finished request to its label set, whatever it was like."""
         first_byte = exchange.first_byte
         last_byte = exchange.last_byte
-        duration, size, step, loop_run = _read_sums(self.slots, cell.sums)
+        duration, size, step, loop_run, await_other = _read_sums(self.slots, cell.sums)
         if first_byte and first_byte == last_byte and not exchange.is_stream:
             self._count(cell.durations, DURATION_BOUNDS, totals.duration)
             duration += totals.duration
@@ -315,7 +354,12 @@ class RequestRecorder:
             size += exchange.bytes_sent
         self._count(cell.steps, STEP_BOUNDS, totals.longest_step)
         step += totals.longest_step
-        _write_sums(self.slots, cell.sums, duration, size, step, loop_run + totals.loop_run)
+        await_other += totals.duration - totals.loop_run
+        ledger = exchange.ledger
+        if ledger is not None:
+            await_other -= self.record_ledger(cell, ledger)
+        loop_run += totals.loop_run
+        _write_sums(self.slots, cell.sums, duration, size, step, loop_run, await_other)
         if exchange.bytes_received:
             self.record_request_size(cell, exchange.bytes_received)
         if exchange.chunks:
@@ -361,6 +405,38 @@ class RequestRecorder:
             cell.background_phase = self._number(PHASE, route, method, "background")
         cell.background.observe(seconds)
         cell.background_phase.add(seconds)
+
+    def record_ledger(self, cell: _Cell, ledger: Ledger) -> float:
+        """Add what is known of a request's waits; the seconds that are not ``await_other``."""
+        known = 0.0
+        gaps = ledger.gaps
+        for phase, seconds in zip(PHASES, gaps.seconds, strict=False):
+            if seconds:
+                known += seconds
+                self._phase(cell, phase).add(seconds)
+        if gaps.estimated:
+            if cell.estimated is None:
+                cell.estimated = self._number(ESTIMATED, *cell.key[:2])
+            cell.estimated.add(gaps.estimated)
+        if ledger.tasks:
+            self._record_tasks(cell, ledger)
+        return known
+
+    def _phase(self, cell: _Cell, phase: str) -> Number:
+        number = cell.phases.get(phase)
+        if number is None:
+            number = cell.phases[phase] = self._number(PHASE, *cell.key[:2], phase)
+        return number
+
+    def _record_tasks(self, cell: _Cell, ledger: Ledger) -> None:
+        if cell.tasks is None or cell.outliving is None:
+            cell.tasks = self._histogram(TASKS, cell)
+            cell.outliving = self._number(OUTLIVING, *cell.key[:2])
+        cell.tasks.observe(ledger.tasks)
+        if ledger.children:
+            cell.outliving.add(len(ledger.children))
+            for child in list(ledger.children):
+                child.let_go()
 
     def _record_chunks(self, cell: _Cell, count: int) -> None:
         if cell.chunks is None:
@@ -417,7 +493,8 @@ class RequestRecorder:
             lay(OUTCOMES, (route, method, outcome), _DURATION_BUCKETS)
             lay(RESPONSE_SIZE, by_route, _SIZE_BUCKETS, _SIZE_SUM)
             lay(LONGEST_STEP, by_route, _STEP_BUCKETS, _STEP_SUM)
-            lay(PHASE, (route, method, "loop_run"), _LOOP_RUN)
+            lay(PHASE, (route, method, LOOP_RUN), _LOOP_RUN)
+            lay(PHASE, (route, method, AWAIT_OTHER), _AWAIT_OTHER)
         except PageFullError:
             return None
         return _Cell(key, block)
@@ -498,6 +575,12 @@ class HttpExchange(Exchange):
     """Set when chunks are sent; else the body went out at once, with the last byte."""
     is_stream = False
     disconnected = False
+    is_uploading = False
+    """Whether the app waits for more of the request's body."""
+    is_read = False
+    """Whether the app has the whole body."""
+    sending: object = None
+    """What ``send`` returned for the latest body message but the last."""
     held_up = False
     """Whether the server could not take the last body message at once."""
     loop_run_until_last_byte: float | None = None
@@ -529,6 +612,47 @@ class HttpExchange(Exchange):
         """The route's template, as far as routing has come. From any thread."""
         return self.lane.resolver.resolve(self.scope)
 
+    @property
+    def loop(self) -> LoopView:
+        """What is known of the event loop that runs it."""
+        return self.lane.recorder.loop
+
+    def is_answered(self) -> bool:
+        return self.last_byte > 0.0 and _is_done(self.pending)
+
+    def is_sending(self) -> bool:
+        """Whether the server has not yet taken the latest message with a body."""
+        return not (_is_done(self.sending) and _is_done(self.pending))
+
+    def resumed(
+        self, since: float, moment: float, coroutine: Coroutine[Any, Any, Any], waiting_for: object
+    ) -> None:
+        try:
+            if not self.is_answered():
+                self.open_ledger().close_gap(self, moment, waiting_for)
+        except Exception as fault:
+            self.lane.recorder.failed(fault)
+
+    def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        """What to make a task of in place of ``coroutine``, which the request wants to run."""
+        recorder = self.lane.recorder
+        if self not in recorder.active or recorder.thread != get_ident():
+            return coroutine
+        return ChildSteps(coroutine, self, self.open_ledger())
+
+    def stay(self) -> Stay | None:
+        """Something to move from phase to phase; None once the request is over. Any thread."""
+        if self not in self.lane.recorder.active:
+            return None
+        return Stay(self.open_ledger().gaps)
+
+    def open_ledger(self) -> Ledger:
+        """The ledger, made when there is something to write into it."""
+        ledger = self.ledger
+        if ledger is None:
+            ledger = self.__dict__.setdefault("ledger", Ledger())  # whichever thread was first
+        return ledger
+
     def _begin_span(self) -> None:
         recorder = self.lane.recorder
         if recorder.tracer is not None:
@@ -537,7 +661,7 @@ class HttpExchange(Exchange):
             except Exception as error:
                 recorder.faults.report("traces", error)
 
-    def send(self, message: Message) -> Awaitable[None]:
+    def send(self, message: Message) -> Awaitable[None]:  # noqa: C901
         """Pass ``message`` to the server and note what it says.
 
         A plain function that returns the server's own awaitable: no message costs a coroutine of
@@ -566,8 +690,11 @@ class HttpExchange(Exchange):
         except (KeyError, TypeError, ValueError, AttributeError):
             self.lane.recorder.malformed += 1  # the server will say what is wrong with the message
         sent = self._send(message)
-        if self.last_byte and self.pending is None:
-            self.pending = sent
+        if self.last_byte:
+            if self.pending is None:
+                self.pending = sent
+        elif self.chunks:
+            self.sending = sent
         return sent
 
     def _begin_streaming(self) -> None:
@@ -596,8 +723,14 @@ class HttpExchange(Exchange):
 
     async def receive(self) -> Message:
         """Pass on what the server has and count the body's bytes."""
-        message = await self._receive()
+        self.is_uploading = not self.is_read
         try:
+            message = await self._receive()
+        finally:
+            self.is_uploading = False
+        try:
+            if "more_body" not in message or not message["more_body"]:
+                self.is_read = True
             body = message.get("body")
             if body:
                 self.bytes_received += len(body)
@@ -608,7 +741,7 @@ class HttpExchange(Exchange):
             self.lane.recorder.malformed += 1  # what to make of it is for the app to say
         return message
 
-    def finish(self, error: BaseException | None) -> None:
+    def finish(self, error: BaseException | None) -> None:  # noqa: C901
         """Record the request. One straight line for a plain one: see the module's docstring."""
         lane = self.lane
         recorder = lane.recorder
@@ -648,13 +781,21 @@ class HttpExchange(Exchange):
                         loop_run += steps.loop_run
                         if steps.longest > step:
                             step = steps.longest
+                    awaited = duration - loop_run
+                    ledger = self.ledger
+                    if ledger is not None:
+                        loop_run += ledger.loop_run
+                        step = max(step, ledger.longest)
+                        awaited -= ledger.loop_run + recorder.record_ledger(cell, ledger)
                     slots[cell.durations + bisect_left(DURATION_BOUNDS, duration)] += 1.0
                     slots[cell.sizes + bisect_left(SIZE_BOUNDS, size)] += 1.0
                     slots[cell.steps + bisect_left(STEP_BOUNDS, step)] += 1.0
-                    durations, sizes, longest_steps, loop_runs = _read_sums(slots, sums)
+                    durations, sizes, longest_steps, loop_runs, await_other = _read_sums(
+                        slots, sums
+                    )
                     _write_sums(
                         slots, sums, durations + duration, sizes + size, longest_steps + step,
-                        loop_runs + loop_run,
+                        loop_runs + loop_run, await_other + awaited,
                     )  # fmt: skip
                     if self.bytes_received:
                         recorder.record_request_size(cell, self.bytes_received)
@@ -689,6 +830,10 @@ class HttpExchange(Exchange):
         self.first_byte = self.first_byte or self.last_byte
         if self.last_byte and self.loop_run_until_last_byte is not None:
             loop_run = self.loop_run_until_last_byte
+        ledger = self.ledger
+        if ledger is not None:
+            loop_run += ledger.loop_run
+            longest_step = max(longest_step, ledger.longest)
         return Totals((self.last_byte or ended) - self.started, longest_step, loop_run)
 
     def _end_span(self, ended: float, key: Key, duration: float) -> None:

@@ -1,0 +1,121 @@
+"""The phases of a request, and how the time in which it did not run is shared out among them.
+
+Whatever a request has under way (a connection it waits for, jobs in threads) enters and leaves
+phases, in any number at once. A moment belongs to one phase only, the first in the order below that
+anything is in; where nothing is known of a moment, it is ``await_other``. So the phases of a
+request add up to its duration, whatever overlaps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+LOOP_RUN: Final = "loop_run"
+AWAIT_OTHER: Final = "await_other"
+
+PHASES: Final = (
+    "loop_wait",
+    "pool_wait",
+    "thread_wait",
+    "thread_run",
+    "client_upload",
+    "client_download",
+)
+"""What a gap between two steps can be other than ``await_other``; what comes first has it."""
+
+LOOP_WAIT, POOL_WAIT, THREAD_WAIT, THREAD_RUN, CLIENT_UPLOAD, CLIENT_DOWNLOAD = range(len(PHASES))
+NOWHERE: Final = len(PHASES)
+"""In no phase: not begun, or over."""
+
+MOST_CHANGES: Final = 16_384
+"""Changes of phase kept between two steps of a request."""
+
+
+class Stay:
+    """One thing that a request has under way, in one phase after another. For any one thread.
+
+    ``awaited`` is what whoever waits for its end has yielded, if that is known: once it is over,
+    such a request waits for nothing but the loop.
+    """
+
+    __slots__ = ("_gaps", "awaited", "phase")
+
+    def __init__(self, gaps: Gaps) -> None:
+        self._gaps = gaps
+        self.phase = NOWHERE
+        self.awaited: object = None
+
+    def move(self, phase: int, at: float) -> None:
+        """Leave the present phase and enter ``phase`` (``NOWHERE``: it is over) at that moment."""
+        changes = self._gaps.changes
+        if len(changes) < MOST_CHANGES:
+            changes.append((at, self.phase, phase, self))
+            self.phase = phase
+
+
+class Gaps:
+    """Seconds by phase between the steps of one request; see ``close``."""
+
+    __slots__ = ("_inside", "changes", "estimated", "seconds")
+
+    def __init__(self) -> None:
+        self.changes: deque[tuple[float, int, int, Stay]] = deque()
+        """When something left which phase for which other; appended to by any thread."""
+        self.seconds = [0.0] * (NOWHERE + 1)
+        """By phase; last what is in none of them."""
+        self.estimated = 0.0
+        """Those seconds of ``LOOP_WAIT`` that are an upper bound."""
+        self._inside = [0] * (NOWHERE + 1)
+
+    def close(
+        self,
+        began: float,
+        ended: float,
+        *,
+        ready: float,
+        doubtful: float,
+        waiting_for: object = None,
+        waiting_as: int = NOWHERE,
+    ) -> None:
+        """Share out a gap that is over.
+
+        From ``ready`` on it was waiting for the loop. From ``doubtful`` on it may have been, unless
+        something is known to have been under way. ``waiting_as`` is the phase of all other moments
+        in which nothing was. Both moments are ``ended`` where there is no such thing.
+        """
+        seconds = self.seconds
+        inside = self._inside
+        changes = self.changes
+        ready = min(max(ready, began), ended)
+        freed: Stay | None = None
+        while changes and changes[0][0] <= ready:
+            at, left, entered, stay = changes.popleft()
+            if at > began:
+                self._add(began, at, doubtful, waiting_as)
+                began = at
+            inside[left] -= 1
+            inside[entered] += 1
+            freed = stay if entered == NOWHERE else None
+        if freed is not None and freed.awaited is waiting_for is not None:
+            ready = began  # it was over, and nothing else was waited for
+        self._add(began, ready, doubtful, waiting_as)
+        seconds[LOOP_WAIT] += ended - ready
+
+    def is_settled(self) -> bool:
+        """Whether nothing is under way and no change of that has come in."""
+        return not self.changes and not any(self._inside[:NOWHERE])
+
+    def _add(self, began: float, ended: float, doubtful: float, otherwise: int) -> None:
+        inside = self._inside
+        seconds = self.seconds
+        for phase in (POOL_WAIT, THREAD_WAIT, THREAD_RUN):
+            if inside[phase] > 0:
+                seconds[phase] += ended - began
+                return
+        if doubtful < ended:
+            doubtful = max(doubtful, began)
+            seconds[LOOP_WAIT] += ended - doubtful
+            self.estimated += ended - doubtful
+            ended = doubtful
+        seconds[otherwise] += ended - began

@@ -1,0 +1,150 @@
+"""Tasks a request makes: gathered, in task groups, under BaseHTTPMiddleware, fired and forgotten.
+
+A task made while a request is ``CURRENT`` has its coroutine wrapped, so that its steps count as
+steps of that request. Steps on one loop never overlap, whosever they are: so a request's own steps
+and those of its tasks are one line, and what lies between them are its gaps (``sources.ledger``).
+What a task does after its request is over is nobody's.
+
+The wrapper stands in for the coroutine: it has its name, its frame, what it awaits and its repr.
+What can tell is who asks ``task.get_coro()`` for its identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Final
+
+from loopscope.sources.ledger import LONG, Ledger
+
+if TYPE_CHECKING:
+    from loopscope.sources.exchange import Exchange
+
+_ENDED: Final = object()
+_NAMES: Final = frozenset(("__name__", "__qualname__"))
+
+
+class ChildSteps(Coroutine[Any, Any, Any]):
+    """A coroutine whose steps are steps of ``exchange``, as long as that is under way."""
+
+    __slots__ = ("__weakref__", "_coroutine", "_exchange", "_since", "_waiting_for")
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Any], exchange: Exchange, ledger: Ledger
+    ) -> None:
+        self._coroutine = coroutine
+        self._exchange: Exchange | None = exchange
+        self._since = exchange.now()
+        """When its latest step ended, or it was made."""
+        self._waiting_for: object = None
+        ledger.tasks += 1
+        ledger.children.add(self)
+
+    def send(self, value: Any, /) -> Any:
+        return self._step(self._coroutine.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._step(self._coroutine.throw, *error)
+
+    def close(self) -> None:
+        self.let_go()
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """For task factories that await what they are given in a coroutine of their own."""
+        argument: Any = None
+        step: Callable[[Any], Any] = self.send
+        try:
+            while True:
+                waiting_for = step(argument)
+                step = self.send
+                try:
+                    argument = yield waiting_for
+                except GeneratorExit:
+                    self.close()
+                    raise
+                except BaseException as error:
+                    argument = error
+                    step = self.throw
+        except StopIteration as done:
+            return done.value
+        finally:
+            argument = None
+
+    def let_go(self) -> None:
+        """Be nobody's from now on."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None and exchange.ledger is not None:
+            exchange.ledger.children.discard(self)
+
+    def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        exchange = self._exchange
+        if exchange is None:
+            return step(*arguments)
+        if exchange.step_started > exchange.suspended:  # started eagerly, within another step
+            return self._step_within(exchange, step, arguments)
+        now = exchange.now
+        began = now()
+        ledger = exchange.ledger
+        if ledger is not None and (
+            began - exchange.suspended > LONG
+            or began - self._since > LONG
+            or not ledger.gaps.is_settled()
+        ):
+            exchange.resumed(self._since, began, self._coroutine, self._waiting_for)
+        exchange.step_started = began
+        waiting_for = _ENDED
+        try:
+            waiting_for = step(*arguments)
+        finally:
+            ended = now()
+            exchange.suspended = ended
+            self._note(exchange, ended, waiting_for)
+            if ledger is not None and not exchange.is_answered():
+                held = ended - began
+                ledger.loop_run += held
+                if held > ledger.longest:
+                    ledger.longest = held
+        return waiting_for
+
+    def _step_within(
+        self, exchange: Exchange, step: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> Any:
+        waiting_for = _ENDED
+        try:
+            waiting_for = step(*arguments)
+        finally:
+            self._note(exchange, exchange.now(), waiting_for)
+        return waiting_for
+
+    def _note(self, exchange: Exchange, ended: float, waiting_for: object) -> None:
+        self._since = ended
+        self._waiting_for = waiting_for
+        if waiting_for is _ENDED:
+            self._waiting_for = None
+            if exchange.ledger is not None:
+                exchange.ledger.last_child = _name(self._coroutine)
+            self.let_go()
+
+    @property
+    def waiting_for(self) -> object:
+        """What its latest step yielded."""
+        return self._waiting_for
+
+    @property
+    def coroutine(self) -> Coroutine[Any, Any, Any]:
+        return self._coroutine
+
+    # What asyncio, debuggers and other profilers ask a coroutine for.
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") and name not in _NAMES:
+            raise AttributeError(name)
+        return getattr(self._coroutine, name)
+
+    def __repr__(self) -> str:
+        return repr(self._coroutine)
+
+
+def _name(coroutine: object) -> str:
+    name: object = getattr(coroutine, "__qualname__", None)
+    return name if isinstance(name, str) else type(coroutine).__qualname__

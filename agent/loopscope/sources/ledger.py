@@ -1,0 +1,107 @@
+"""The request ledger: what one request did with its time while it was not running.
+
+A request is a line of time cut into steps (its code runs on the loop, in its own coroutine or in a
+task it made) and the gaps between them. Steps are timed by whoever runs them (``Steps``,
+``ChildSteps``). A gap that is long, or in which something is under way, is shared out here
+(``core.phases``); all others, which is most, cost nothing and end up in ``await_other``, which is
+what the duration leaves over. So the phases add up to the duration by construction; what there is
+to get wrong is only which phase a moment belongs to.
+
+What a gap's end was waiting for the loop (``loop_wait``) is known from three witnesses, best first:
+the moment the task was woken, where wake-ups are stamped (``sources.wakeups``); the moment the loop
+came back from polling, since whatever runs in one pass of asyncio's loop was ready before it; and a
+stall that had just ended, of which the request may have waited for all or nothing: that share is an
+upper bound and kept apart as ``estimated``.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Protocol
+
+from loopscope.core.phases import CLIENT_DOWNLOAD, CLIENT_UPLOAD, NOWHERE, Gaps
+
+if TYPE_CHECKING:
+    from loopscope.sources.children import ChildSteps
+    from loopscope.sources.exchange import Exchange
+    from loopscope.sources.requests import HttpExchange
+
+LONG = 0.001
+"""Seconds from which a gap is worth looking at. Shorter ones are ``await_other``."""
+
+AFTERMATH = 0.01
+"""Seconds after a stall in which whoever runs may have been waiting for its end."""
+
+MOST_AWAITS = 256
+"""Long waits remembered of one request."""
+
+CURRENT: ContextVar[Exchange | None] = ContextVar("loopscope_current", default=None)
+"""Whose code this is. Inherited by the tasks and threads that copy the context, and so found there
+also after the request is over."""
+
+
+class LoopView(Protocol):
+    """What a ledger asks about the event loop."""
+
+    busy_since: float
+    """When the present pass of the loop began; 0.0 where that is not known."""
+    latest_stall: tuple[float, float]
+    """The latest hold beyond the threshold: from when, until when."""
+
+
+class UnseenLoop:
+    """Where nobody watches the loop."""
+
+    busy_since = 0.0
+    latest_stall = (0.0, 0.0)
+
+
+class Ledger:
+    """Everything about one request's waits, and about the tasks it made."""
+
+    __slots__ = ("awaits", "beyond", "children", "gaps", "last_child", "longest",
+                 "loop_run", "tasks")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.gaps = Gaps()
+        self.loop_run = 0.0
+        """Seconds of the steps of its tasks until the last body byte."""
+        self.longest = 0.0
+        """Seconds of the longest of these steps."""
+        self.tasks = 0
+        """How many tasks were made for it."""
+        self.children: set[ChildSteps] = set()
+        """Those of them that have not ended."""
+        self.last_child = ""
+        """Which of them ended last, by the name of its coroutine."""
+        self.awaits: list[tuple[object, float]] = []
+        """Long waits in the order they ended: where, and for how many seconds."""
+        self.beyond = 0.0
+        """Seconds of long waits of which it is not known where they were."""
+
+    def close_gap(self, exchange: HttpExchange, began: float, waiting_for: object) -> None:
+        """The gap since the exchange's latest step ends with a step at ``began``."""
+        since = exchange.suspended
+        loop = exchange.loop
+        ready = exchange.woken
+        if ready < since:  # not stamped in this gap
+            ready = loop.busy_since
+            if ready <= since or began - ready < LONG:
+                ready = began
+        doubtful = began
+        stall_began, stall_ended = loop.latest_stall
+        if since < stall_ended <= ready < stall_ended + AFTERMATH:
+            doubtful = stall_began
+        waiting_as = NOWHERE
+        if exchange.is_uploading:
+            waiting_as = CLIENT_UPLOAD
+        elif exchange.is_sending():
+            waiting_as = CLIENT_DOWNLOAD
+        self.gaps.close(
+            since,
+            began,
+            ready=ready,
+            doubtful=doubtful,
+            waiting_for=waiting_for,
+            waiting_as=waiting_as,
+        )
