@@ -37,6 +37,7 @@ from loopscope.exporters.prometheus import Exemplar, MetricsPage
 from loopscope.exporters.traces import TraceExporter, make_tracer, provided_tracer
 from loopscope.settings import Settings
 from loopscope.sources.cgroup import CgroupSource
+from loopscope.sources.factory import FactorySource
 from loopscope.sources.gc import GcSource
 from loopscope.sources.in_flight import InFlightSource
 from loopscope.sources.itself import SelfSource
@@ -180,12 +181,14 @@ class Agent:
             worker=str(os.getpid()),
         )
         self.tasks = TasksSource(self.page, _give_way)
+        self.factories = FactorySource(self.page)
         self._refreshed = (
             InFlightSource(self.page, self.live_requests, self.live_sessions),
             ProcessSource(self.page),
             CgroupSource(self.page),
             self.gc,
             self.tasks,
+            self.factories,
             self.itself,
             self.watchdog,
         )
@@ -218,6 +221,7 @@ class Agent:
         self.renderer.shutdown(wait=False, cancel_futures=True)
         self.gc.stop()
         self.tasks.stop()
+        self.factories.stop()
         if self._own_tracer is not None:
             self._own_tracer.stop()
         self.page.close()
@@ -226,6 +230,7 @@ class Agent:
         """In a forked child: let go of what is the parent's, so that a new agent can start."""
         self.gc.stop()
         self.tasks.stop()
+        self.factories.stop()
         self.page.abandon()
         for recorders in self._recorders:
             recorders.abandon()
@@ -256,6 +261,7 @@ class Agent:
         with self._lock:
             self._look_for_provider()
             self.tasks.watch(asyncio.get_running_loop())
+            self.factories.watch(asyncio.get_running_loop())
             mine = get_ident()
             for recorders in self._recorders:
                 if recorders.thread == mine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from loopscope.core.metric import Metric
 from loopscope.sources import (
     cgroup,
+    factory,
     gc,
     in_flight,
     itself,
@@ -20,7 +21,19 @@ from loopscope.sources import (
     websockets,
 )
 
-SOURCES = (requests, in_flight, websockets, loop, stalls, tasks, process, cgroup, gc, itself)
+SOURCES = (
+    requests,
+    in_flight,
+    websockets,
+    loop,
+    stalls,
+    tasks,
+    factory,
+    process,
+    cgroup,
+    gc,
+    itself,
+)
 
 CATALOGUE: tuple[Metric, ...] = tuple(metric for source in SOURCES for metric in source.METRICS)
 

@@ -26,28 +26,30 @@ _NAMES: Final = frozenset(("__name__", "__qualname__"))
 class ChildSteps(Coroutine[Any, Any, Any]):
     """A coroutine whose steps are steps of ``exchange``, as long as that is under way."""
 
-    __slots__ = ("__weakref__", "_coroutine", "_exchange", "_since", "_waiting_for")
+    __slots__ = ("__weakref__", "_exchange", "_since", "coroutine", "waiting_for", "woken")
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], exchange: Exchange, ledger: Ledger
     ) -> None:
-        self._coroutine = coroutine
+        self.coroutine = coroutine
         self._exchange: Exchange | None = exchange
         self._since = exchange.now()
         """When its latest step ended, or it was made."""
-        self._waiting_for: object = None
+        self.waiting_for: object = None
+        """What its latest step yielded."""
+        self.woken = 0.0
         ledger.tasks += 1
         ledger.children.add(self)
 
     def send(self, value: Any, /) -> Any:
-        return self._step(self._coroutine.send, value)
+        return self._step(self.coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
-        return self._step(self._coroutine.throw, *error)
+        return self._step(self.coroutine.throw, *error)
 
     def close(self) -> None:
         self.let_go()
-        self._coroutine.close()
+        self.coroutine.close()
 
     def __await__(self) -> Generator[Any, Any, Any]:
         """For task factories that await what they are given in a coroutine of their own."""
@@ -90,7 +92,7 @@ class ChildSteps(Coroutine[Any, Any, Any]):
             or began - self._since > LONG
             or not ledger.gaps.is_settled()
         ):
-            exchange.resumed(self._since, began, self._coroutine, self._waiting_for)
+            exchange.resumed(self, self._since, began, self.waiting_for)
         exchange.step_started = began
         waiting_for = _ENDED
         try:
@@ -99,11 +101,7 @@ class ChildSteps(Coroutine[Any, Any, Any]):
             ended = now()
             exchange.suspended = ended
             self._note(exchange, ended, waiting_for)
-            if ledger is not None and not exchange.is_answered():
-                held = ended - began
-                ledger.loop_run += held
-                if held > ledger.longest:
-                    ledger.longest = held
+            exchange.stepped(began, ended)
         return waiting_for
 
     def _step_within(
@@ -118,31 +116,22 @@ class ChildSteps(Coroutine[Any, Any, Any]):
 
     def _note(self, exchange: Exchange, ended: float, waiting_for: object) -> None:
         self._since = ended
-        self._waiting_for = waiting_for
+        self.waiting_for = waiting_for
         if waiting_for is _ENDED:
-            self._waiting_for = None
+            self.waiting_for = None
             if exchange.ledger is not None:
-                exchange.ledger.last_child = _name(self._coroutine)
+                exchange.ledger.last_child = _name(self.coroutine)
             self.let_go()
-
-    @property
-    def waiting_for(self) -> object:
-        """What its latest step yielded."""
-        return self._waiting_for
-
-    @property
-    def coroutine(self) -> Coroutine[Any, Any, Any]:
-        return self._coroutine
 
     # What asyncio, debuggers and other profilers ask a coroutine for.
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") and name not in _NAMES:
             raise AttributeError(name)
-        return getattr(self._coroutine, name)
+        return getattr(self.coroutine, name)
 
     def __repr__(self) -> str:
-        return repr(self._coroutine)
+        return repr(self.coroutine)
 
 
 def _name(coroutine: object) -> str:

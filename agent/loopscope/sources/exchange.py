@@ -72,16 +72,16 @@ class Exchange:
     # Defaults on the class, for what few exchanges need.
     ledger: Ledger | None = None
     """What is known of its waits and tasks, once there is something to know."""
-    woken = 0.0
-    """When a task of it was woken for the first time since its latest step, if that was seen."""
 
-    def resumed(
-        self, since: float, moment: float, coroutine: Coroutine[Any, Any, Any], waiting_for: object
-    ) -> None:
-        """A step of ``coroutine`` begins at ``moment``, after a wait that is worth looking at.
+    def resumed(self, driver: Driver, since: float, moment: float, waiting_for: object) -> None:
+        """A step begins at ``moment``, after a wait that is worth looking at. Must not raise.
 
-        It had waited for what it yielded (``waiting_for``) since ``since``. Must not raise.
+        ``driver`` is whose step it is. It had waited for what it yielded, ``waiting_for``, since
+        ``since``.
         """
+
+    def stepped(self, began: float, ended: float) -> None:
+        """A task of it has run a step. Must not raise."""
 
     def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         """What to make a task of in place of ``coroutine``, which the app wants to run."""
@@ -91,9 +91,8 @@ class Exchange:
         """Something to move from phase to phase; None where no phases are kept. Any thread."""
         return None
 
-    def is_answered(self) -> bool:
-        """Whether what there is to measure is over, though the app may go on."""
-        return False
+    def sleeps(self, future: object, until: float) -> None:
+        """It will be done waiting for ``future`` at that moment."""
 
     def finish(self, error: BaseException | None) -> None:
         """The app's coroutine has ended, by ``error`` if not None. Must not raise."""
@@ -106,13 +105,21 @@ class Exchange:
         """
 
 
+class Driver(Protocol):
+    """Who runs a coroutine's steps."""
+
+    coroutine: Coroutine[Any, Any, Any]
+    woken: float
+    """When the coroutine's task was last woken, as far as that was seen."""
+
+
 class Steps:
     """What is left of an exchange after its first step: awaited, it sees the app to its end.
 
     ``waiting_for`` is what the first step yielded.
     """
 
-    __slots__ = ("_exchange", "_waiting_for", "coroutine", "longest", "loop_run")
+    __slots__ = ("_exchange", "_waiting_for", "coroutine", "longest", "loop_run", "woken")
 
     def __init__(
         self, exchange: Exchange, coroutine: Coroutine[Any, Any, Any], waiting_for: Any
@@ -122,6 +129,7 @@ class Steps:
         """Seconds of finished steps; set at the end, like ``longest``."""
         self.longest = 0.0
         """Seconds of the longest finished step."""
+        self.woken = 0.0
         self._exchange = exchange
         self._waiting_for = waiting_for
         exchange.steps = self
@@ -158,7 +166,7 @@ class Steps:
                     step = coroutine.throw
                 resumed = now()
                 if resumed - exchange.suspended > LONG or exchange.ledger is not None:
-                    exchange.resumed(moment, resumed, coroutine, waiting_for)
+                    exchange.resumed(self, moment, resumed, waiting_for)
                 exchange.step_started = resumed
                 waiting_for = step(argument)
                 argument = None

@@ -35,6 +35,9 @@ AFTERMATH = 0.01
 MOST_AWAITS = 256
 """Long waits remembered of one request."""
 
+MOST_SLEEPS = 1024
+"""Sleeps remembered of one request, all at one time."""
+
 CURRENT: ContextVar[Exchange | None] = ContextVar("loopscope_current", default=None)
 """Whose code this is. Inherited by the tasks and threads that copy the context, and so found there
 also after the request is over."""
@@ -60,7 +63,7 @@ class Ledger:
     """Everything about one request's waits, and about the tasks it made."""
 
     __slots__ = ("awaits", "beyond", "children", "gaps", "last_child", "longest",
-                 "loop_run", "tasks")  # fmt: skip
+                 "loop_run", "sleeps", "tasks")  # fmt: skip
 
     def __init__(self) -> None:
         self.gaps = Gaps()
@@ -76,22 +79,28 @@ class Ledger:
         """Which of them ended last, by the name of its coroutine."""
         self.awaits: list[tuple[object, float]] = []
         """Long waits in the order they ended: where, and for how many seconds."""
+        self.sleeps: dict[int, tuple[object, float]] = {}
+        """Futures that just wait for a moment, by their ids, and when they will be done."""
         self.beyond = 0.0
         """Seconds of long waits of which it is not known where they were."""
 
-    def close_gap(self, exchange: HttpExchange, began: float, waiting_for: object) -> None:
-        """The gap since the exchange's latest step ends with a step at ``began``."""
+    def note_sleep(self, future: object, until: float) -> None:
+        """``future`` will be done at the moment ``until``."""
+        if len(self.sleeps) < MOST_SLEEPS:
+            self.sleeps[id(future)] = (future, until)
+
+    def close_gap(
+        self, exchange: HttpExchange, woken: float, began: float, waiting_for: object
+    ) -> None:
+        """The gap since the exchange's latest step ends with a step at ``began``.
+
+        ``woken`` is when whose step it is was woken; 0.0 if that was not seen.
+        """
         since = exchange.suspended
-        loop = exchange.loop
-        ready = exchange.woken
-        if ready < since:  # not stamped in this gap
-            ready = loop.busy_since
-            if ready <= since or began - ready < LONG:
-                ready = began
-        doubtful = began
-        stall_began, stall_ended = loop.latest_stall
-        if since < stall_ended <= ready < stall_ended + AFTERMATH:
-            doubtful = stall_began
+        due = self.sleeps.pop(id(waiting_for), (None, 0.0))[1]
+        ready = _ready(exchange.loop, due or woken, since, began)
+        stall_began, stall_ended = exchange.loop.latest_stall
+        may_have_waited = not due and since < stall_ended <= ready < stall_ended + AFTERMATH
         waiting_as = NOWHERE
         if exchange.is_uploading:
             waiting_as = CLIENT_UPLOAD
@@ -101,7 +110,15 @@ class Ledger:
             since,
             began,
             ready=ready,
-            doubtful=doubtful,
+            doubtful=stall_began if may_have_waited else began,
             waiting_for=waiting_for,
             waiting_as=waiting_as,
         )
+
+
+def _ready(loop: LoopView, woken: float, since: float, began: float) -> float:
+    """From when on a gap was waiting for the loop, as far as that was seen."""
+    ready = woken or began
+    if loop.busy_since:
+        ready = min(ready, loop.busy_since)
+    return max(ready, since)

@@ -32,6 +32,7 @@ from typing import Any
 from loopscope.core.histogram import Number
 from loopscope.core.metric import STEP_BOUNDS, Metric
 from loopscope.core.page import Page
+from loopscope.sources.wakeups import LONG_PASS, WakeUps
 
 DELAY = Metric(
     "asyncio_eventloop_delay_seconds",
@@ -87,6 +88,7 @@ class LoopMonitor:
         self.blocked = 0.0
         """Seconds in stalls that its thread's CPU clock does not show; the watchdog's to add to."""
         self._now = now
+        self._wakeups = WakeUps(now)
         self._slots = page.slots
         self._delays = page.allocate(DELAY)
         self._busy = Number(page.slots, page.allocate(TIME, ("busy",)))
@@ -117,6 +119,7 @@ class LoopMonitor:
         self.thread = threading.get_ident()
         self.native_id = threading.get_native_id()
         self.base = None
+        self._wakeups.attach(loop)
         self._wrap_selector(getattr(loop, "_selector", None))
         self._generation += 1
         self._schedule(loop)
@@ -126,6 +129,7 @@ class LoopMonitor:
         self._generation += 1
         self._restore()
         self._restore = lambda: None
+        self._wakeups.detach()
         self._timer = None
         self.forget()
         self._loop = lambda: None
@@ -182,6 +186,7 @@ class LoopMonitor:
             now = self._now()
             late = max(0.0, now - due)
             self._count(late)
+            self._wakeups.beat(late, now)
             held_since = due - self.interval / 2
             if not self.has_selector and now - held_since >= self.threshold:
                 self._note_stall(held_since, now)
@@ -219,12 +224,17 @@ class LoopMonitor:
         now = self._now
         threshold = self.threshold
         note_stall = self._note_stall
+        on_pass = self._wakeups.passed
 
         def timed_select(timeout: float | None = None) -> Any:
             began = now()
             since = self.busy_since
-            if since and began - since >= threshold:
-                note_stall(since, began)
+            if since:
+                passed = began - since
+                if passed > LONG_PASS:
+                    on_pass(passed, began)
+                    if passed >= threshold:
+                        note_stall(since, began)
             if timeout is not None and timeout <= 0:  # only a look: there is more to do
                 self.busy_since = began
                 return select(timeout)

@@ -35,6 +35,7 @@ from loopscope.core.routes import matched_route
 from loopscope.sources.children import ChildSteps
 from loopscope.sources.exchange import (
     SCOPE_KEY,
+    Driver,
     Exchange,
     Message,
     Receive,
@@ -618,20 +619,36 @@ class HttpExchange(Exchange):
         return self.lane.recorder.loop
 
     def is_answered(self) -> bool:
+        """Whether the last byte has gone out, though the app may go on."""
         return self.last_byte > 0.0 and _is_done(self.pending)
 
     def is_sending(self) -> bool:
         """Whether the server has not yet taken the latest message with a body."""
         return not (_is_done(self.sending) and _is_done(self.pending))
 
-    def resumed(
-        self, since: float, moment: float, coroutine: Coroutine[Any, Any, Any], waiting_for: object
-    ) -> None:
+    def resumed(self, driver: Driver, since: float, moment: float, waiting_for: object) -> None:
         try:
             if not self.is_answered():
-                self.open_ledger().close_gap(self, moment, waiting_for)
+                woken = driver.woken if driver.woken > since else 0.0
+                self.open_ledger().close_gap(self, woken, moment, waiting_for)
         except Exception as fault:
             self.lane.recorder.failed(fault)
+
+    def stepped(self, began: float, ended: float) -> None:
+        """Like ``settle``, which will follow, for the step of a task."""
+        if self.pending is not None:
+            self.plain = False
+            self.first_byte = self.first_byte or self.last_byte
+            if not _is_done(self.pending):
+                self.held_up = True
+            elif self.held_up:
+                self.held_up = False
+                self.last_byte = began
+        until = min(ended, self.last_byte) if self.is_answered() else ended
+        ledger = self.ledger
+        if ledger is not None and until > began:
+            ledger.loop_run += until - began
+            ledger.longest = max(ledger.longest, ended - began)
 
     def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         """What to make a task of in place of ``coroutine``, which the request wants to run."""
@@ -639,6 +656,9 @@ class HttpExchange(Exchange):
         if self not in recorder.active or recorder.thread != get_ident():
             return coroutine
         return ChildSteps(coroutine, self, self.open_ledger())
+
+    def sleeps(self, future: object, until: float) -> None:
+        self.open_ledger().note_sleep(future, until)
 
     def stay(self) -> Stay | None:
         """Something to move from phase to phase; None once the request is over. Any thread."""

@@ -17,7 +17,6 @@ from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import DURATION_BOUNDS, Metric
 from loopscope.core.page import Page, PageFullError
 from loopscope.core.stall import Stall
-from loopscope.sources.requests import OTHER, PHASE
 
 _BY_PLACE = ("http_route", "location", "cause")
 
@@ -91,9 +90,6 @@ class StallBook:
         self._routes: Budget[str, tuple[Number, Number]] = Budget(
             _MOST_ROUTES, self._make_route, lambda: self._make_route(OVERFLOW)
         )
-        self._phases: Budget[tuple[str, str], Number] = Budget(
-            _MOST_ROUTES, self._make_phase, lambda: self._make_phase((OVERFLOW, OTHER))
-        )
         self._durations: Budget[str, Histogram] = Budget(20, self._make_duration, lambda: None)
         self._in_progress = Number(page.slots, page.allocate(IN_PROGRESS))
 
@@ -111,10 +107,6 @@ class StallBook:
             if numbers is not None:
                 numbers[0].add(requests)
                 numbers[1].add(seconds)
-        for (route, method), seconds in stall.waits.items():
-            phase = self._phases.admit((route, method))
-            if phase is not None:
-                phase.add(seconds)
         self._newest.append(stall)
         self._count += 1
         entry = (stall.duration_s, self._count, stall)
@@ -138,13 +130,6 @@ class StallBook:
 
     def _make_route(self, route: str) -> tuple[Number, Number] | None:
         return self._pair(VICTIMS, VICTIM_SECONDS, (route,))
-
-    def _make_phase(self, labels: tuple[str, str]) -> Number | None:
-        try:
-            index = self._page.allocate(PHASE, (*labels, "loop_wait"))
-        except PageFullError:
-            return None
-        return Number(self._page.slots, index)
 
     def _make_duration(self, cause: str) -> Histogram | None:
         try:

@@ -1,0 +1,188 @@
+"""The task factory: tasks are counted as they are made, and those of a request join its ledger.
+
+A loop has room for one factory, and a service may have set its own before or may set it later (an
+eager one, say). So ours composes: it hands on to whatever the service has set, and the loop's
+``set_task_factory`` and ``get_task_factory``, as attributes of that very loop, go on speaking of
+the service's alone.
+
+An eager factory is the exception: ``get_task_factory`` answers with another one, which makes the
+same tasks. For anyio, when it finds an eager factory, takes the type of task out of it and makes
+its tasks without asking the loop (they must not start eagerly), and Starlette's BaseHTTPMiddleware
+runs whole applications in such tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any
+
+from loopscope.core.histogram import Number
+from loopscope.core.metric import Metric
+from loopscope.core.page import Page
+from loopscope.sources.ledger import CURRENT
+
+CREATED = Metric(
+    "asyncio_tasks_created_total",
+    "counter",
+    "Tasks made on the event loops that serve requests.",
+)
+
+METRICS = (CREATED,)
+
+Loop = asyncio.AbstractEventLoop
+Factory = Callable[..., Any]
+
+_SET = "set_task_factory"
+_GET = "get_task_factory"
+
+
+class FactorySource:
+    """Puts a ``TaskFactory`` into every loop it is told to ``watch`` and publishes the counts.
+
+    Only one thread at a time may call ``watch``, ``stop`` or ``refresh``.
+    """
+
+    def __init__(self, page: Page) -> None:
+        self._created = Number(page.slots, page.allocate(CREATED))
+        self._tallies: list[Tally] = []
+        self._past = 0
+        """Tasks of loops that are gone."""
+        self._failure: Exception | None = None
+
+    def watch(self, loop: Loop) -> None:
+        """Take over on ``loop``; twice is once. Does not raise: ``refresh`` will."""
+        try:
+            if _factory_of(loop) is None:
+                factory = TaskFactory(loop)
+                factory.install()
+                self._tallies.append(factory.tally)
+        except Exception as error:  # a loop without room for attributes
+            self._failure = error
+
+    def stop(self) -> None:
+        """Leave all loops as they were."""
+        for tally in self._tallies:
+            loop = tally.loop()
+            factory = None if loop is None else _factory_of(loop)
+            if factory is not None and factory.tally is tally:
+                factory.remove()
+
+    def refresh(self) -> None:
+        """Publish the count. Raises what has failed since last time, once."""
+        self._past += sum(tally.created for tally in self._tallies if tally.loop() is None)
+        self._tallies = [tally for tally in self._tallies if tally.loop() is not None]
+        self._created.set(self._past + sum(tally.created for tally in self._tallies))
+        failure, self._failure = self._failure, None
+        for tally in self._tallies:
+            failure, tally.failure = failure or tally.failure, None
+        if failure is not None:
+            raise failure
+
+
+class Tally:
+    """What one loop's factory has to say. Outlives it."""
+
+    __slots__ = ("created", "failure", "loop")
+
+    def __init__(self, loop: Loop) -> None:
+        self.created = 0
+        """Tasks made so far; only the loop's thread adds."""
+        self.failure: Exception | None = None
+        """What went wrong last; the task was made all the same."""
+        self.loop = weakref.ref(loop)
+
+
+class TaskFactory:
+    """Makes the tasks of one loop, from ``install`` to ``remove``."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.tally = Tally(loop)
+        self._inner: Factory | None = None  # the service's own
+        self._shown: Factory | None = None  # what is said to be the service's own
+        self._loop = loop
+        self._set = loop.set_task_factory
+        self._get = loop.get_task_factory
+
+    def install(self) -> None:
+        """Take the factory's place. Raises TypeError for a loop without room for that."""
+        attributes = vars(self._loop)
+        self._take(self._get())
+        attributes[_SET] = self.set
+        attributes[_GET] = self.get
+        self._set(self.make)
+
+    def remove(self) -> None:
+        """Leave the loop as the service has set it, and to whoever came after us what is theirs."""
+        attributes = vars(self._loop)
+        for name, ours in ((_SET, self.set), (_GET, self.get)):
+            if attributes.get(name) == ours:
+                del attributes[name]
+        if self._get() == self.make:
+            self._set(self._inner)
+
+    def set(self, factory: Factory | None) -> None:
+        """``loop.set_task_factory``, with its errors."""
+        if factory is not None and factory is self._shown:  # what ``get`` said is put back
+            factory = self._inner
+        self._set(factory)
+        self._take(factory)
+        self._set(self.make)
+
+    def get(self) -> Factory | None:
+        """``loop.get_task_factory``."""
+        return self._shown
+
+    def make(self, loop: Loop, coroutine: Any, /, **options: Any) -> Any:
+        """A task of ``coroutine``, for ``loop.create_task``."""
+        coroutine = self._adopted(coroutine, options.get("context"))
+        make: Factory = asyncio.Task
+        if self._inner is not None:
+            return self._inner(loop, coroutine, **options)
+        return make(coroutine, loop=loop, **options)
+
+    def _take(self, factory: Factory | None) -> None:
+        self._inner = self._shown = factory
+        make = _made_eagerly(factory)
+        if make is not None:
+
+            def adopting(coroutine: Any, **options: Any) -> Any:
+                return make(self._adopted(coroutine, options.get("context")), **options)
+
+            # through vars(), since Python 3.11 has no such thing
+            self._shown = vars(asyncio)["create_eager_task_factory"](adopting)
+
+    def _adopted(self, coroutine: Any, context: Context | None) -> Any:
+        """``coroutine``, or what stands in for it as a part of the current request."""
+        tally = self.tally
+        tally.created += 1
+        exchange = CURRENT.get() if context is None else context.get(CURRENT)
+        if exchange is not None and _is_coroutine(coroutine):
+            try:
+                coroutine = exchange.adopt(coroutine)
+            except Exception as error:
+                tally.failure = error
+        return coroutine
+
+
+def _is_coroutine(made_of: object) -> bool:
+    """Tasks are made of other things as well, if only to find that this is an error."""
+    return isinstance(made_of, Coroutine)
+
+
+def _made_eagerly(factory: Any) -> Factory | None:
+    """With what an eager factory makes its tasks; None if it is none."""
+    eager: Any = vars(asyncio).get("eager_task_factory")
+    code: object = getattr(factory, "__code__", None)
+    if eager is None or code is not eager.__code__:
+        return None
+    make: Factory = factory.__closure__[0].cell_contents
+    return make
+
+
+def _factory_of(loop: Loop) -> TaskFactory | None:
+    """Ours, if it has taken over there."""
+    owner: object = getattr(vars(loop).get(_SET), "__self__", None)
+    return owner if isinstance(owner, TaskFactory) else None

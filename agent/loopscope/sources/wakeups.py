@@ -1,0 +1,121 @@
+"""When tasks of requests are woken: from then on they wait for nothing but the event loop.
+
+A future that is done wakes its task through ``loop.call_soon``, asyncio's C code and uvloop's
+futures included. Standing in for that method on the loop's own instance, every wake-up can be
+stamped. And ``asyncio.sleep`` says when it will be over: it asks ``loop.call_later`` to end a
+future. A busy loop sees to that late, and what it is late is waiting for the loop as well.
+
+Both cost every call a fraction of a microsecond, so it is done only while it tells something: from
+the first pass of the loop that takes a millisecond on, until there has been none for a while. In a
+loop without long passes nobody waits for long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from loopscope.sources.children import ChildSteps
+from loopscope.sources.exchange import Driver
+from loopscope.sources.ledger import CURRENT
+
+_END_SLEEP: object = getattr(asyncio.futures, "_set_result_unless_cancelled", None)
+"""What ``asyncio.sleep`` has called when it is over."""
+
+LONG_PASS = 0.001
+"""Seconds from which a pass of the loop is long."""
+LATE = 0.002
+"""Seconds from which a beat is late: libuv counts in milliseconds."""
+QUIET = 10.0
+"""Seconds without either after which stamping ends."""
+
+
+class WakeUps:
+    """Stamps the wake-ups on one loop while that is busy. All of it on the loop's thread."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
+        self._standing_in: dict[str, Callable[..., Any]] = {}
+        self._busy = 0.0
+        """When the loop was last seen to be busy."""
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Stamp on ``loop``, for a while at least."""
+        self.detach()
+        self._loop = weakref.ref(loop)
+        self._start(self._now())  # until the loop has shown that it is a quiet one
+
+    def detach(self) -> None:
+        """Leave the loop as it was, unless somebody has put theirs around ours."""
+        loop = self._loop()
+        attributes = {} if loop is None else vars(loop)
+        for name, ours in self._standing_in.items():
+            if attributes.get(name) is ours:
+                del attributes[name]
+        self._standing_in = {}
+
+    def passed(self, seconds: float, moment: float) -> None:
+        """A pass of the loop that ended at ``moment`` took so many seconds."""
+        if seconds > LONG_PASS:
+            self._start(moment)
+
+    def beat(self, late: float, moment: float) -> None:
+        """A beat came, and so many seconds late."""
+        if late > LATE:
+            self._start(moment)
+        elif self._standing_in and moment - self._busy > QUIET:
+            self.detach()
+
+    def _start(self, moment: float) -> None:
+        self._busy = moment
+        loop = self._loop()
+        if loop is not None and not self._standing_in and "call_soon" not in vars(loop):
+            self._standing_in = {
+                "call_soon": _stamping(loop.call_soon, self._now),
+                "call_later": _noting(loop.call_later, self._now),
+            }
+            vars(loop).update(self._standing_in)
+
+
+def _stamping(call_soon: Callable[..., Any], now: Callable[[], float]) -> Callable[..., Any]:
+    def stamping(
+        callback: Callable[..., Any], *arguments: Any, context: Context | None = None
+    ) -> Any:
+        if context is not None:
+            exchange = context.get(CURRENT)
+            if exchange is not None:
+                task: Any = getattr(callback, "__self__", None)
+                if isinstance(task, asyncio.Task):
+                    driver = _driver_of(task)  # pyright: ignore[reportUnknownArgumentType]
+                    if driver is None:
+                        driver = exchange.steps
+                    if driver is not None:
+                        driver.woken = now()
+        return call_soon(callback, *arguments, context=context)
+
+    return stamping
+
+
+def _noting(call_later: Callable[..., Any], now: Callable[[], float]) -> Callable[..., Any]:
+    def noting(
+        delay: float,
+        callback: Callable[..., Any],
+        *arguments: Any,
+        context: Context | None = None,
+    ) -> Any:
+        if callback is _END_SLEEP:
+            exchange = CURRENT.get()
+            if exchange is not None:
+                exchange.sleeps(arguments[0], now() + delay)
+        return call_later(delay, callback, *arguments, context=context)
+
+    return noting
+
+
+def _driver_of(task: asyncio.Task[Any]) -> Driver | None:
+    coroutine: object = task.get_coro()
+    return coroutine if isinstance(coroutine, ChildSteps) else None

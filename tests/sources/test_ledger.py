@@ -1,0 +1,386 @@
+"""The request ledger: phases add up to the duration, whatever an app does with its time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from loopscope import Loopscope
+from loopscope.agent import stop_agent
+from tests.harness import Message, Server, call, http_scope, label_sets, published
+
+pytestmark = pytest.mark.anyio
+
+DURATION = "http_server_request_duration_seconds_sum"
+PHASE = "loopscope_request_phase_seconds_total"
+NAP = 0.05
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def service(endpoint: Endpoint, *middleware: type[BaseHTTPMiddleware]) -> Loopscope:
+    routes = [Route("/", endpoint, methods=["GET", "POST"])]
+    return Loopscope(Starlette(routes=routes, middleware=[Middleware(m) for m in middleware]))
+
+
+def phases() -> dict[str, float]:
+    """Seconds by phase, of all requests so far; they have to add up to the durations."""
+    seconds = {each["phase"]: published(PHASE, **each) for each in label_sets(PHASE)}
+    background = seconds.pop("background", 0.0)
+    assert sum(seconds.values()) == pytest.approx(published(DURATION))
+    assert min(seconds.values()) > -1e-9
+    return {**seconds, "background": background}
+
+
+def burn(seconds: float) -> None:
+    """Hold the loop."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+def slowed(seconds: float) -> Endpoint:
+    """Computes, sleeps, computes: a third of the time each."""
+
+    async def endpoint(request: Request) -> Response:
+        burn(seconds)
+        await asyncio.sleep(seconds)
+        burn(seconds)
+        return PlainTextResponse("done")
+
+    return endpoint
+
+
+async def test_running_and_awaiting_are_told_apart() -> None:
+    """What the app computes is loop_run, what it awaits without further clues is await_other."""
+    await call(service(slowed(NAP)))
+    seconds = phases()
+    assert seconds["loop_run"] >= 2 * NAP
+    assert seconds["await_other"] + seconds.get("loop_wait", 0.0) >= NAP
+    assert seconds["await_other"] < seconds["loop_run"]
+
+
+async def test_a_request_that_never_waits_only_runs() -> None:
+    """Its duration is its loop_run, to the last digit."""
+
+    async def endpoint(request: Request) -> Response:
+        burn(0.005)
+        return PlainTextResponse("done")
+
+    await call(service(endpoint))
+    assert phases()["loop_run"] == pytest.approx(published(DURATION), rel=1e-6)
+
+
+async def test_who_is_held_up_by_others_waits_for_the_loop() -> None:
+    """A sleep that was over long ago, while others computed, is loop_wait from then on."""
+    held: list[float] = []
+
+    async def endpoint(request: Request) -> Response:
+        began = time.perf_counter()
+        await asyncio.sleep(NAP)
+        held.append(time.perf_counter() - began - NAP)
+        return PlainTextResponse("done")
+
+    request = asyncio.create_task(call(service(endpoint)))
+    await asyncio.sleep(NAP / 2)
+    burn(4 * NAP)
+    await request
+    seconds = phases()
+    assert seconds["loop_wait"] == pytest.approx(held[0], rel=0.1)
+    assert seconds["await_other"] == pytest.approx(NAP, rel=0.1)
+
+
+async def test_a_request_that_goes_on_waiting_is_no_victim() -> None:
+    """While others hold the loop a request may be waiting for something that takes longer yet."""
+
+    async def endpoint(request: Request) -> Response:
+        await asyncio.sleep(6 * NAP)
+        return PlainTextResponse("done")
+
+    request = asyncio.create_task(call(service(endpoint)))
+    await asyncio.sleep(0.01)
+    burn(3 * NAP)
+    await request
+    seconds = phases()
+    assert seconds.get("loop_wait", 0.0) < seconds["await_other"] / 10
+
+
+async def test_many_requests_wait_for_each_other() -> None:
+    """With 100 at a time, waiting for the loop is told from sleeping to a few per cent."""
+    late: list[float] = []
+
+    async def endpoint(request: Request) -> Response:
+        began = time.perf_counter()
+        await asyncio.sleep(2 * NAP)
+        late.append(time.perf_counter() - began - 2 * NAP)
+        burn(0.002)
+        return PlainTextResponse("done")
+
+    app = service(endpoint)
+    await asyncio.gather(*(call(app) for _ in range(100)))
+    seconds = phases()
+    assert seconds["loop_run"] >= 100 * 0.002
+    assert seconds["loop_wait"] == pytest.approx(sum(late), rel=0.1)
+    assert seconds["await_other"] == pytest.approx(100 * 2 * NAP, rel=0.05)
+
+
+def staying(server: Server) -> Callable[[], Awaitable[Message]]:
+    """The ``receive`` of a client that does not leave."""
+
+    async def receive() -> Message:
+        if not server.incoming:
+            await asyncio.Event().wait()
+        return await server.receive()
+
+    return receive
+
+
+async def leaf(computing: float, sleeping: float) -> None:
+    burn(computing)
+    await asyncio.sleep(sleeping)
+
+
+async def gathered() -> None:
+    await asyncio.gather(leaf(0.02, NAP), leaf(0.02, NAP / 2))
+
+
+async def grouped() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(leaf(0.02, NAP))
+        group.create_task(leaf(0.02, NAP / 2))
+
+
+async def grouped_by_anyio() -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(leaf, 0.02, NAP)
+        group.start_soon(leaf, 0.02, NAP / 2)
+
+
+async def shielded() -> None:
+    await asyncio.wait_for(asyncio.shield(gathered()), 10)
+
+
+async def within_a_task() -> None:
+    await asyncio.create_task(gathered())
+
+
+@pytest.mark.parametrize(
+    "work", [gathered, grouped, grouped_by_anyio, shielded, within_a_task], ids=lambda w: w.__name__
+)
+async def test_what_its_tasks_run_is_the_requests(work: Callable[[], Awaitable[None]]) -> None:
+    """Steps of tasks a request made are its loop_run, and only what is left is waiting."""
+
+    async def endpoint(request: Request) -> Response:
+        await work()
+        return PlainTextResponse("done")
+
+    await call(service(endpoint))
+    seconds = phases()
+    assert seconds["loop_run"] >= 0.04
+    assert published("loopscope_request_tasks_sum") >= 2
+    assert published("loopscope_request_tasks_outliving_total") == 0
+
+
+async def test_under_base_http_middleware_the_endpoint_is_measured_all_the_same() -> None:
+    """BaseHTTPMiddleware runs the rest of the app in a task of its own."""
+
+    class Passing(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: Any) -> Response:
+            response: Response = await call_next(request)
+            return response
+
+    await call(service(slowed(NAP), Passing, Passing))
+    seconds = phases()
+    assert seconds["loop_run"] >= 2 * NAP
+    assert seconds["await_other"] < seconds["loop_run"]
+    assert published("loopscope_request_longest_step_seconds_sum") >= NAP
+
+
+async def test_a_task_that_outlives_its_request_is_counted_and_no_part_of_it() -> None:
+    """Fired and forgotten: nothing it does later changes what the request took."""
+    ended: list[asyncio.Task[None]] = []
+
+    async def endpoint(request: Request) -> Response:
+        ended.append(asyncio.create_task(leaf(0.0, NAP)))
+        await asyncio.sleep(0)
+        return PlainTextResponse("done")
+
+    await call(service(endpoint))
+    before = phases()
+    assert published("loopscope_request_tasks_outliving_total") == 1
+    await ended[0]
+    assert phases() == before
+
+
+async def test_a_failing_task_fails_as_ever() -> None:
+    """Exceptions, cancellation and results of tasks pass through untouched."""
+    seen: list[object] = []
+
+    async def fail() -> None:
+        raise LookupError("no")
+
+    async def stop() -> None:
+        try:
+            await asyncio.sleep(10)
+        finally:
+            seen.append("cleaned up")
+
+    async def endpoint(request: Request) -> Response:
+        failing, stopped = asyncio.create_task(fail()), asyncio.create_task(stop(), name="mine")
+        await asyncio.sleep(0.01)
+        stopped.cancel()
+        seen.extend(await asyncio.gather(failing, stopped, return_exceptions=True))
+        seen.append(stopped.get_name())
+        seen.append(getattr(stopped.get_coro(), "__qualname__", ""))
+        return PlainTextResponse("done")
+
+    await call(service(endpoint))
+    kinds = [type(each) for each in seen[1:3]]
+    assert seen[0] == "cleaned up"
+    assert kinds == [LookupError, asyncio.CancelledError]
+    assert seen[3] == "mine"
+    assert str(seen[4]).endswith("stop")
+    phases()
+
+
+async def test_the_services_own_task_factory_goes_on_making_tasks() -> None:
+    """Set before or after us, it makes every task, and it is what the loop says it has.
+
+    Unless that is an eager one: then it is one like it, and putting it back changes nothing.
+    """
+    loop = asyncio.get_running_loop()
+    made: list[str] = []
+
+    def factory(name: str) -> Callable[..., asyncio.Task[Any]]:
+        def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> Any:
+            made.append(name)
+            return asyncio.Task(coroutine, loop=loop, **more)
+
+        return make
+
+    async def endpoint(request: Request) -> Response:
+        await asyncio.gather(leaf(0.02, 0.001))
+        return PlainTextResponse("done")
+
+    app = service(endpoint)
+    before = loop.get_task_factory()
+    first, second = factory("first"), factory("second")
+    loop.set_task_factory(first)
+    await call(app)
+    assert loop.get_task_factory() is first
+    loop.set_task_factory(second)
+    assert loop.get_task_factory() is second
+    await call(app)
+    loop.set_task_factory(before)
+    again = loop.get_task_factory()
+    assert getattr(again, "__code__", None) is getattr(before, "__code__", None)
+    loop.set_task_factory(again)
+    assert loop.get_task_factory() is again
+    assert made == ["first", "second"]
+    assert published("loopscope_request_tasks_sum") == 2
+    assert phases()["loop_run"] >= 0.04
+    with pytest.raises(TypeError):
+        loop.set_task_factory("no factory")  # type: ignore[arg-type]
+
+
+async def test_a_slow_reader_is_client_download() -> None:
+    """Time in which the server could not take more is the client's."""
+
+    async def endpoint(request: Request) -> Response:
+        async def body() -> Any:
+            for _ in range(3):
+                yield b"x"
+
+        return StreamingResponse(body())
+
+    async def reading(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(NAP)
+
+    server = Server(on_send=reading)
+    await service(endpoint)(http_scope("/"), staying(server), server.send)
+    seconds = phases()
+    assert seconds["client_download"] >= 0.9 * published(DURATION)
+    assert "client_upload" not in seconds
+
+
+async def test_a_slow_writer_is_client_upload() -> None:
+    """Time in which the app waited for the rest of the body is the client's as well."""
+
+    async def endpoint(request: Request) -> Response:
+        return PlainTextResponse(str(len(await request.body())))
+
+    parts = [{"type": "http.request", "body": b"x" * 10, "more_body": n < 2} for n in range(3)]
+
+    async def receive() -> Message:
+        await asyncio.sleep(NAP)
+        return parts.pop(0)
+
+    server = Server()
+    await service(endpoint)(http_scope("/", "POST"), receive, server.send)
+    seconds = phases()
+    assert server.body == b"30"
+    assert seconds["client_upload"] >= 0.9 * published(DURATION)
+
+
+async def test_waiting_to_hear_that_the_client_left_is_no_upload() -> None:
+    """Once the body is there, whoever listens for a disconnect waits for nothing."""
+
+    async def endpoint(request: Request) -> Response:
+        async def body() -> Any:
+            yield b"first"
+            await asyncio.sleep(NAP)
+            yield b"second"
+
+        return StreamingResponse(body())
+
+    server = Server()
+    await service(endpoint)(http_scope("/"), staying(server), server.send)
+    assert "client_upload" not in phases()
+
+
+async def test_a_cancelled_request_adds_up_too() -> None:
+    """Cut off in the middle of a wait, the wait counts as far as it went."""
+
+    async def endpoint(request: Request) -> Response:
+        await asyncio.gather(leaf(0.01, 10), leaf(0.01, 10))
+        return PlainTextResponse("never")
+
+    request = asyncio.create_task(call(service(endpoint)))
+    await asyncio.sleep(NAP)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert phases()["loop_run"] >= 0.02
+
+
+async def test_tasks_made_are_counted() -> None:
+    """Every task of the loop counts, whoever made it."""
+    await call(service(slowed(0.001)))
+    before = published("asyncio_tasks_created_total")
+    await asyncio.gather(*(leaf(0, 0) for _ in range(10)))
+    assert published("asyncio_tasks_created_total") == before + 10
+
+
+async def test_stopping_leaves_the_loop_as_it_was() -> None:
+    """No factory and no stand-in of ours is left on the loop."""
+    loop = asyncio.get_running_loop()
+    before = (dict(vars(loop)), loop.get_task_factory())
+    app = service(slowed(0.02))
+    await call(app)
+    stop_agent()
+    after = (dict(vars(loop)), loop.get_task_factory())
+    changed = {name for name in after[0] if after[0][name] is not before[0].get(name)}
+    assert not changed & {"call_soon", "call_later", "set_task_factory", "get_task_factory"}
+    assert after[1] is before[1]
