@@ -125,8 +125,8 @@ class TaskFactory:
 
     def set(self, factory: Factory | None) -> None:
         """``loop.set_task_factory``, with its errors."""
-        if factory is not None and factory is self._shown:  # what ``get`` said is put back
-            factory = self._inner
+        if factory is not None and factory is self._shown:
+            return  # what ``get`` said is put back
         self._set(factory)
         self._take(factory)
         self._set(self.make)
