@@ -201,6 +201,15 @@ def test_everything_else_is_the_users(file: str) -> None:
     assert USERS.owns(code(file))
 
 
+def test_compiled_code_is_not_the_users_for_a_relative_name(project: Path) -> None:
+    """Cython names sources from where the package was built, which was not here."""
+    compiled = code("asyncpg/protocol/protocol.pyx")
+    for users in (UserCode(), UserCode([str(project)])):
+        assert not users.owns(compiled)
+        assert users.describe(compiled) == "asyncpg/protocol/protocol.pyx build"
+    assert UserCode().owns(code(f"{project}/app/fast.pyx"))
+
+
 def test_a_project_may_live_below_the_prefix() -> None:
     """/usr/src/app below /usr, or a project unpacked into its own environment."""
     for prefix in (sys.prefix, sys.base_prefix):
@@ -270,6 +279,7 @@ def test_the_location_is_the_deepest_frame_of_the_users(project: Path) -> None:
     )
     users = UserCode()
     assert users.location(stack) == "app/report.py:41 build"
+    assert users.find(stack) == 2
     assert users.label(stack) == "app/report.py build"
     assert users.leaf(stack) == "json/decoder.py:355 raw_decode"
     assert users.described(stack) == (

@@ -45,6 +45,10 @@ _MAX_MEMO: Final = 4096
 
 _EXECUTED: Final = "<string>"
 _TYPED: Final = ("<stdin>", "<ipython")
+_COMPILED: Final = (".pyx", ".pxd", ".pxi")
+"""Cython names sources from the folder a package was built in; from the project's, it would seem
+that the service itself had an ``asyncpg/protocol/protocol.pyx``."""
+
 _PACKAGES: Final = tuple(f"{os.sep}{kind}-packages{os.sep}" for kind in ("site", "dist"))
 _LIBRARIES: Final = ("stdlib", "platstdlib", "purelib", "platlib")
 
@@ -131,29 +135,31 @@ class UserCode:
 
     def location(self, stack: Stack) -> str:
         """The deepest frame of the user's code, ``app/report.py:41 build``; "" without any."""
-        found = self._users_frame(stack)
-        return self.describe(*found) if found else ""
+        found = self.find(stack)
+        return "" if found is None else self.describe(*stack[found])
 
     def label(self, stack: Stack) -> str:
         """The location without its line: as many values as there are functions, for labels."""
-        found = self._users_frame(stack)
-        return self.describe(found[0]) if found else ""
+        found = self.find(stack)
+        return "" if found is None else self.describe(stack[found][0])
 
     def leaf(self, stack: Stack) -> str:
         """The innermost frame, whoever's: ``json/decoder.py:355 JSONDecoder.raw_decode``."""
         return self.describe(*stack[-1]) if stack else ""
 
-    def _users_frame(self, stack: Stack) -> tuple[CodeType, int] | None:
-        executed: tuple[CodeType, int] | None = None
-        for code, line in reversed(stack):
+    def find(self, stack: Stack) -> int | None:
+        """Where in ``stack`` the location is; None without any."""
+        executed: int | None = None
+        for index in range(len(stack) - 1, -1, -1):
+            code = stack[index][0]
             file = self._file(code)
             if not file.users:
                 if (file.name, code.co_qualname) in _LOOP:
                     break
             elif file.name != _EXECUTED:
-                return code, line
+                return index
             elif executed is None:
-                executed = code, line
+                executed = index
         return executed
 
     def _file(self, code: CodeType) -> _File:
@@ -164,6 +170,8 @@ class UserCode:
 
     def _judge(self, file: str) -> _File:
         """Whose ``file`` is, and its name below the folder that readers know it by."""
+        if file.endswith(_COMPILED) and not file.startswith(os.sep):
+            return _File(_printable(file), users=False)
         if file.startswith("<"):
             return _File(file, not self._roots and file.startswith((_EXECUTED, *_TYPED)))
         file = self._absolute(file)
