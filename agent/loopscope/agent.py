@@ -36,6 +36,7 @@ from loopscope.exporters.profile import BlockingProfile
 from loopscope.exporters.prometheus import Exemplar, MetricsPage
 from loopscope.exporters.traces import TraceExporter, make_tracer, provided_tracer
 from loopscope.settings import Settings
+from loopscope.sources.awaits import AwaitsSource, AwaitTable
 from loopscope.sources.cgroup import CgroupSource
 from loopscope.sources.factory import FactorySource
 from loopscope.sources.gc import GcSource
@@ -157,14 +158,17 @@ class Agent:
         """Pages that could not be read at the last scrape, by reason."""
         self.itself = SelfSource(
             self.page,
-            request_overhead=lambda: sum(r.requests.overhead for r in self._recorders),
+            overhead=self._overhead,
             errors=lambda: self.faults.counts,
             folded=lambda: (
                 sum(r.requests.folded + r.websockets.folded for r in self._recorders)
                 + self.tasks.folded
+                + self.awaits.folded
             ),
             series=lambda: self.page.series_count,
         )
+        self._users = UserCode(settings.code_roots)
+        self.awaits = AwaitsSource(self.page, self._await_tables, self._users)
         self.gc = GcSource(self.page, self.clock.now)
         self.book = StallBook(self.page)
         self.profile = BlockingProfile()
@@ -174,7 +178,7 @@ class Agent:
             self.clock,
             settings.stall_threshold,
             book=self.book,
-            user_code=UserCode(settings.code_roots),
+            user_code=self._users,
             pauses=lambda: list(self.gc.pauses),
             on_stall=self._on_stall,
             faults=self.faults,
@@ -183,6 +187,7 @@ class Agent:
         self.tasks = TasksSource(self.page, _give_way)
         self.factories = FactorySource(self.page)
         self._refreshed = (
+            self.awaits,
             InFlightSource(self.page, self.live_requests, self.live_sessions),
             ProcessSource(self.page),
             CgroupSource(self.page),
@@ -280,6 +285,12 @@ class Agent:
                 self.page,
                 self.clock.now,
                 self.faults,
+                AwaitTable(
+                    self.clock.now,
+                    self._users,
+                    threshold=settings.await_threshold,
+                    sequential=settings.sequential_threshold,
+                ),
                 max_series=settings.max_series,
                 stream_types=settings.stream_content_types,
                 queue_from=seconds_queued if settings.request_start else None,
@@ -293,6 +304,15 @@ class Agent:
         )
         self._recorders.append(recorders)
         return recorders
+
+    def _await_tables(self) -> list[AwaitTable]:
+        return [recorders.requests.awaits for recorders in self._recorders]
+
+    def _overhead(self) -> dict[str, float]:
+        return {
+            "requests": sum(r.requests.overhead for r in self._recorders),
+            "awaits": sum(table.spent for table in self._await_tables()),
+        }
 
     def _watched(self) -> list[Recorders]:
         return [recorders for recorders in self._recorders if recorders.is_watched]

@@ -183,6 +183,21 @@ class Settings:
         _Kind("seconds, 0.01 or more", _seconds(0.01)),
         "From how many seconds a hold of the event loop counts as a stall.",
     )
+    await_threshold: float = _setting(
+        0.001,
+        _Kind("seconds, 0.0001 or more", _seconds(0.0001)),
+        "From how many seconds on a wait of a request is looked at: which line, for what.",
+    )
+    sequential_threshold: float = _setting(
+        0.005,
+        _Kind("seconds, 0.001 or more", _seconds(0.001)),
+        "From how many seconds on waits that always follow each other count as a sequence.",
+    )
+    stuck_after: float = _setting(
+        30.0,
+        _Kind("seconds, 0.1 or more", _seconds(0.1)),
+        "From what age in seconds on a request in flight is listed as stuck.",
+    )
     code_roots: tuple[str, ...] = _setting(
         (),
         _Kind("directories, separated by commas", _list),
@@ -225,6 +240,9 @@ class SettingsKeywords(TypedDict, total=False):
     user_metrics: bool
     stalls: bool
     stall_threshold: float
+    await_threshold: float
+    sequential_threshold: float
+    stuck_after: float
     code_roots: Sequence[str]
     traces: str
     service: str

@@ -78,6 +78,9 @@ _places: dict[int, tuple[CodeType, int]] = {}
 share one, and as the values keep the code alive, no address is used again. Full, it starts afresh.
 """
 
+_UNKNOWN: Final = "unknown"
+"""What an awaited object is called that cannot be looked at."""
+
 _OURS: Final = str(Path(__file__).parents[1])
 
 
@@ -142,7 +145,7 @@ def walk(awaitable: Any, limit: int = 100) -> Chain:
             if link is None:
                 break
     except Exception:  # attributes of foreign types may do anything; what is known stands
-        pass
+        leaf = _UNKNOWN
     return Chain(tuple(found[-limit:]), leaf)
 
 
@@ -197,7 +200,7 @@ def children(awaited: object) -> tuple[Any, ...]:
             if len(pending) >= _MAX_CHILDREN:
                 break
     except Exception:  # as in walk
-        pass
+        return tuple(pending.values())
     return tuple(pending.values())
 
 

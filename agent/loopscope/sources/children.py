@@ -26,7 +26,8 @@ _NAMES: Final = frozenset(("__name__", "__qualname__"))
 class ChildSteps(Coroutine[Any, Any, Any]):
     """A coroutine whose steps are steps of ``exchange``, as long as that is under way."""
 
-    __slots__ = ("__weakref__", "_exchange", "_since", "coroutine", "waiting_for", "woken")
+    __slots__ = ("__weakref__", "_exchange", "_since", "coroutine", "number", "waiting_for",
+                 "woken")  # fmt: skip
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], exchange: Exchange, ledger: Ledger
@@ -39,6 +40,7 @@ class ChildSteps(Coroutine[Any, Any, Any]):
         """What its latest step yielded."""
         self.woken = 0.0
         ledger.tasks += 1
+        self.number = ledger.tasks
         ledger.children.add(self)
 
     def send(self, value: Any, /) -> Any:
@@ -120,7 +122,7 @@ class ChildSteps(Coroutine[Any, Any, Any]):
         if waiting_for is _ENDED:
             self.waiting_for = None
             if exchange.ledger is not None:
-                exchange.ledger.last_child = _name(self.coroutine)
+                exchange.ledger.last_child = (_name(self.coroutine), ended)
             self.let_go()
 
     # What asyncio, debuggers and other profilers ask a coroutine for.

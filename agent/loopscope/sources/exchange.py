@@ -112,6 +112,11 @@ class Driver(Protocol):
     woken: float
     """When the coroutine's task was last woken, as far as that was seen."""
 
+    @property
+    def number(self) -> int:
+        """0 for the request's own coroutine, else that of a task of it."""
+        ...
+
 
 class Steps:
     """What is left of an exchange after its first step: awaited, it sees the app to its end.
@@ -120,6 +125,8 @@ class Steps:
     """
 
     __slots__ = ("_exchange", "_waiting_for", "coroutine", "longest", "loop_run", "woken")
+
+    number = 0
 
     def __init__(
         self, exchange: Exchange, coroutine: Coroutine[Any, Any, Any], waiting_for: Any

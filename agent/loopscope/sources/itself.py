@@ -18,7 +18,8 @@ OVERHEAD = Metric(
     "loopscope_agent_overhead_seconds_total",
     "counter",
     "Seconds loopscope itself took, by part: requests is the recording of finished requests "
-    "(estimated from one in 256), scrape is CPU time of reading and rendering.",
+    "(estimated from one in 256), awaits is looking where they waited, scrape is CPU time of "
+    "reading and rendering.",
     ("part",),
     unit="seconds",
 )
@@ -57,18 +58,18 @@ class SelfSource:
         self,
         page: Page,
         *,
-        request_overhead: Callable[[], float],
+        overhead: Callable[[], Mapping[str, float]],
         errors: Callable[[], Mapping[str, int]],
         folded: Callable[[], int],
         series: Callable[[], int],
     ) -> None:
         self._page = page
-        self._request_overhead = request_overhead
+        self._overhead = overhead
         self._errors = errors
         self._folded = folded
         self._series = series
         self._by_part: dict[str, Number] = {}
-        self._requests = self._number(OVERHEAD, "requests")
+        self._parts: dict[str, Number] = {}
         self._scraping = self._number(OVERHEAD, "scrape")
         self._series_count = self._number(SERIES)
         self._folded_count = self._number(FOLDED)
@@ -84,7 +85,10 @@ class SelfSource:
         self._scraping.add(cpu)
 
     def refresh(self) -> None:
-        self._requests.set(self._request_overhead())
+        for part, seconds in self._overhead().items():
+            if part not in self._parts:
+                self._parts[part] = self._number(OVERHEAD, part)
+            self._parts[part].set(seconds)
         self._folded_count.set(self._folded())
         self._series_count.set(self._series())
         for part, count in self._errors().items():

@@ -19,11 +19,13 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
+from loopscope.core.chains import Chain
 from loopscope.core.phases import CLIENT_DOWNLOAD, CLIENT_UPLOAD, NOWHERE, Gaps
+from loopscope.sources.awaits import AwaitTable, Waited
 
 if TYPE_CHECKING:
     from loopscope.sources.children import ChildSteps
-    from loopscope.sources.exchange import Exchange
+    from loopscope.sources.exchange import Driver, Exchange
     from loopscope.sources.requests import HttpExchange
 
 LONG = 0.001
@@ -62,7 +64,7 @@ class UnseenLoop:
 class Ledger:
     """Everything about one request's waits, and about the tasks it made."""
 
-    __slots__ = ("awaits", "beyond", "children", "gaps", "last_child", "longest",
+    __slots__ = ("awaits", "children", "gaps", "last_child", "longest",
                  "loop_run", "sleeps", "tasks")  # fmt: skip
 
     def __init__(self) -> None:
@@ -75,19 +77,26 @@ class Ledger:
         """How many tasks were made for it."""
         self.children: set[ChildSteps] = set()
         """Those of them that have not ended."""
-        self.last_child = ""
-        """Which of them ended last, by the name of its coroutine."""
-        self.awaits: list[tuple[object, float]] = []
-        """Long waits in the order they ended: where, and for how many seconds."""
+        self.last_child: tuple[str, float] = ("", 0.0)
+        """Which of them ended last, by the name of its coroutine, and when."""
+        self.awaits: list[Waited] = []
+        """Long waits in the order they ended."""
         self.sleeps: dict[int, tuple[object, float]] = {}
         """Futures that just wait for a moment, by their ids, and when they will be done."""
-        self.beyond = 0.0
-        """Seconds of long waits of which it is not known where they were."""
 
     def note_sleep(self, future: object, until: float) -> None:
         """``future`` will be done at the moment ``until``."""
         if len(self.sleeps) < MOST_SLEEPS:
             self.sleeps[id(future)] = (future, until)
+
+    def note_wait(self, table: AwaitTable, driver: Driver, since: float, moment: float) -> None:
+        """A long wait of ``driver`` is over."""
+        if len(self.awaits) < MOST_AWAITS:
+            chain = table.look(driver.coroutine, moment)
+            child = ""
+            if _waits_for_tasks(chain) and self.last_child[1] >= since:
+                child = self.last_child[0]
+            self.awaits.append(Waited(driver.number, chain, child, moment - since))
 
     def close_gap(
         self, exchange: HttpExchange, woken: float, began: float, waiting_for: object
@@ -114,6 +123,13 @@ class Ledger:
             waiting_for=waiting_for,
             waiting_as=waiting_as,
         )
+
+
+def _waits_for_tasks(chain: Chain) -> bool:
+    """Whether what is waited for is the last of some tasks."""
+    return chain.leaf == "gather" or (
+        bool(chain.stack) and chain.stack[-1][0].co_qualname == "TaskGroup.__aexit__"
+    )
 
 
 def _ready(loop: LoopView, woken: float, since: float, began: float) -> float:

@@ -32,6 +32,7 @@ from loopscope.core.metric import DURATION_BOUNDS, LONG_BOUNDS, SIZE_BOUNDS, STE
 from loopscope.core.page import Page, PageFullError
 from loopscope.core.phases import AWAIT_OTHER, LOOP_RUN, PHASES, Stay
 from loopscope.core.routes import matched_route
+from loopscope.sources.awaits import AwaitTable
 from loopscope.sources.children import ChildSteps
 from loopscope.sources.exchange import (
     SCOPE_KEY,
@@ -275,6 +276,7 @@ class RequestRecorder:
         page: Page,
         now: Callable[[], float],
         faults: Faults,
+        awaits: AwaitTable,
         *,
         max_series: int,
         stream_types: tuple[str, ...] = (),
@@ -283,6 +285,7 @@ class RequestRecorder:
     ) -> None:
         self.now = now
         self.faults = faults
+        self.awaits = awaits
         self._queue_from = queue_from
         self.trace_with(tracer)
         self.active: set[HttpExchange] = set()
@@ -421,6 +424,8 @@ class RequestRecorder:
             cell.estimated.add(gaps.estimated)
         if ledger.tasks:
             self._record_tasks(cell, ledger)
+        if ledger.awaits:
+            self.awaits.add(cell.key[0], ledger.awaits)
         return known
 
     def _phase(self, cell: _Cell, phase: str) -> Number:
@@ -629,8 +634,12 @@ class HttpExchange(Exchange):
     def resumed(self, driver: Driver, since: float, moment: float, waiting_for: object) -> None:
         try:
             if not self.is_answered():
+                ledger = self.open_ledger()
+                table = self.lane.recorder.awaits
                 woken = driver.woken if driver.woken > since else 0.0
-                self.open_ledger().close_gap(self, woken, moment, waiting_for)
+                ledger.close_gap(self, woken, moment, waiting_for)
+                if moment - since >= table.threshold and waiting_for is not None:
+                    ledger.note_wait(table, driver, since, moment)
         except Exception as fault:
             self.lane.recorder.failed(fault)
 
