@@ -11,7 +11,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -44,6 +46,7 @@ class Worker:
             text=True,
             bufsize=1,
         )
+        self._overdue = ""
 
     def __enter__(self) -> Self:
         return self
@@ -62,14 +65,33 @@ class Worker:
         return self.hear()
 
     def tell(self, **command: Any) -> None:
-        """Send one command without waiting."""
-        _pipe(self._process.stdin).write(json.dumps(command) + "\n")
+        """Send one command without waiting; raises `WorkerError` when nobody is there to read."""
+        try:
+            _pipe(self._process.stdin).write(json.dumps(command) + "\n")
+        except BrokenPipeError:
+            raise WorkerError(self._end()) from None
+
+    @contextmanager
+    def within(self, seconds: float, what: str) -> Iterator[None]:
+        """Kill the worker if the block takes longer; who waits for it then gets a `WorkerError`."""
+
+        def give_up() -> None:
+            self._overdue = f"it was killed: {what} took more than {seconds:.0f} s"
+            self._process.kill()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def hear(self) -> Message:
         """Wait for the next reply; raises `WorkerError` when it is an error or never comes."""
         line = _pipe(self._process.stdout).readline()
         if not line:
-            raise WorkerError(f"the worker ended with code {self._process.wait()}, see above")
+            raise WorkerError(self._end())
         reply: Message = json.loads(line)
         if "error" in reply:
             raise WorkerError(str(reply["error"]))
@@ -77,13 +99,19 @@ class Worker:
 
     def close(self) -> None:
         """End the worker: closing its input is the signal, killing it the last resort."""
-        _pipe(self._process.stdin).close()
+        with suppress(BrokenPipeError):
+            _pipe(self._process.stdin).close()
         try:
             self._process.wait(timeout=15)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         _pipe(self._process.stdout).close()
+
+    def _end(self) -> str:
+        """Why the worker is no more; waits for it to be so."""
+        code = self._process.wait()
+        return self._overdue or f"the worker ended with code {code}, see above"
 
 
 def clean_environment() -> dict[str, str]:
