@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,3 +71,19 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
     middle = (share + z * z / (2 * of)) / (1 + z * z / of)
     reach = z / (1 + z * z / of) * ((share * (1 - share) + z * z / (4 * of)) / of) ** 0.5
     return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def poisson_limit(count: int) -> float:
+    """The mean above which `count` events or fewer would come in less than 5 % of the cases.
+
+    The one-sided exact limit (Garwood, 1936): about 3 for none, 4.7 for one.
+    """
+    low, high = 0.0, 3.0 * count + 10.0
+    for _ in range(60):
+        mean = (low + high) / 2
+        term = total = math.exp(-mean)
+        for number in range(1, count + 1):
+            term *= mean / number
+            total += term
+        low, high = (mean, high) if total > 0.05 else (low, mean)
+    return low
