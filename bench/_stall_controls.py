@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,12 @@ for _ in range(int(sys.argv[1])):
         time.sleep(0.3)
     finally:
         os.kill(us, signal.SIGCONT)
+"""
+_HOG = """\
+import os, sys, time
+us, end = os.getppid(), time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end and os.getppid() == us:
+    pass
 """
 
 
@@ -63,6 +70,18 @@ async def stopped(seconds: float) -> None:
     await asyncio.to_thread(child.wait)
 
 
+async def hogs(seconds: float) -> None:
+    """Other processes take all CPUs twice over, and the loop has little work of its own."""
+    count = 2 * (os.cpu_count() or 1)
+    command = [sys.executable, "-c", _HOG, str(seconds)]
+    children = [await asyncio.to_thread(subprocess.Popen, command) for _ in range(count)]
+    while any(child.poll() is None for child in children):
+        until = time.perf_counter() + _STEP_SECONDS
+        while time.perf_counter() < until:
+            pass
+        await asyncio.sleep(_BEAT_SECONDS)
+
+
 async def delays(found: list[tuple[float, float]]) -> None:
     """Note when a timer of our own came late: then the machine was to blame, not the loop's work.
 
@@ -82,6 +101,15 @@ CONTROLS: dict[str, Callable[[float], Awaitable[None]]] = {
     "to-thread": to_thread,
     "busy": busy,
     "stopped": stopped,
+    "hogs": hogs,
 }
-EXCUSABLE = ("await", "to-thread", "busy")
+"""By the name used on the command line."""
+
+HEALTHY = ("idle", "await", "to-thread", "busy")
+"""In which false alarms are counted by the hour; accidents are counted one by one."""
+
+ACCIDENTS = ("stopped", "hogs")
+"""In which it is right to say that the loop was late, if it is said whose fault that was not."""
+
+EXCUSABLE = ("await", "to-thread", "busy", "hogs")
 """Where a delay that we saw ourselves excuses a report: the others must not be disturbed by us."""

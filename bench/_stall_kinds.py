@@ -45,6 +45,7 @@ _PROBE_SECONDS = 0.02
 _TOLERANCE = 0.1
 _TAIL_SECONDS = 0.015
 _HEAP_OBJECTS = 200_000
+_BIG_HEAP_OBJECTS = 500_000
 _SLOW_MODULE = """\
 import time
 end = time.perf_counter() + {seconds}
@@ -64,6 +65,8 @@ class Kind:
     """Where the lines that block are."""
     package: str = ""
     """What has to be installed for it."""
+    names: str = "line"
+    """What a tool should name, see `Truth.names`."""
 
     @property
     def lines(self) -> list[str]:
@@ -170,11 +173,21 @@ def order_array(sort: Callable[[Any], object], values: Any) -> None:
     sort(values)  # blocks
 
 
+def order_objects(sort: Callable[[Any], object], values: Any) -> None:
+    """Truth: numpy sorts Python's objects, which takes the GIL all along."""
+    sort(values)  # blocks
+
+
 def collect(seconds: float) -> None:
-    """Truth: the collector walks a big heap, some times over, GIL held. See `fill_heap`."""
+    """Truth: the collector walks half a million objects, over and over, GIL held.
+
+    Where a collection strikes is chance, so no line is asked for; the one that asked is not wrong.
+    """
+    gc.unfreeze()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         gc.collect()  # blocks
+    gc.freeze()
 
 
 def import_late(module: str) -> None:
@@ -203,13 +216,22 @@ def alternate(seconds: float, count: int) -> None:
         sum(number * number for number in range(count))  # blocks
 
 
+SIZES: dict[str, int] = {}
+"""Sizes that were found, by name and seconds: a process that is given them finds none itself."""
+
+
 def calibrated(
-    run: Callable[[Any], object], make: Callable[[int], Any], probe: int, power: float = 1.0
+    name: str,
+    run: Callable[[Any], object],
+    make: Callable[[int], Any],
+    probe: int,
+    power: float = 1.0,
 ) -> Prepare:
     """Prepare `run(make(size))` with the size that takes the time; time grows as size ** power.
 
     The size is found from `probe` upwards, when the first block is asked for. Big payloads fall out
     of caches and take longer than small ones let expect: each is tried, and made anew if need be.
+    What was found is kept in `SIZES` under `name`.
     """
 
     @cache
@@ -220,11 +242,16 @@ def calibrated(
         return float(size / took ** (1 / power))
 
     def prepare(seconds: float) -> Block:
-        size = rate() * seconds ** (1 / power)
-        payload = make(int(size))
+        key = f"{name} {seconds:g}"
+        if key in SIZES:
+            return partial(run, make(SIZES[key]))
+        size = int(rate() * seconds ** (1 / power))
+        payload = make(size)
         took = _fastest(run, payload, times=2)
         if abs(took / seconds - 1) > _TOLERANCE:
-            payload = make(int(size * (seconds / took) ** (1 / power)))
+            size = int(size * (seconds / took) ** (1 / power))
+            payload = make(size)
+        SIZES[key] = size
         return partial(run, payload)
 
     return prepare
@@ -288,6 +315,17 @@ def _prepare_file(seconds: float) -> Block:
     return partial(sync_file, file, bytes(65536), seconds)
 
 
+@cache
+def _big_heap() -> None:
+    """Make what `collect` walks. `fill_heap` freezes it: other collections do not."""
+    _kept.append([[number] for number in range(_BIG_HEAP_OBJECTS)])
+
+
+def _prepare_collect(seconds: float) -> Block:
+    _big_heap()
+    return partial(collect, seconds)
+
+
 def fill_heap() -> None:
     """Freeze what exists, and leave the collector a heap that takes some 10 ms to walk.
 
@@ -304,8 +342,8 @@ def _prepare_alternate(seconds: float) -> Block:
 
 
 def _rows(count: int) -> list[dict[str, object]]:
-    row = {"id": 7, "name": "a name", "tags": ["a", "b"], "price": 9.5}
-    return [dict(row) for _ in range(count)]
+    # The same row each time: as long to validate, and nothing for the collector to walk.
+    return [{"id": 7, "name": "a name", "tags": ["a", "b"], "price": 9.5}] * count
 
 
 def _prepare_validate(seconds: float) -> Block:
@@ -322,7 +360,7 @@ def _validate() -> Prepare:
         tags: list[str]
         price: float
 
-    return calibrated(partial(validate, TypeAdapter(list[Item])), _rows, 1000)
+    return calibrated("pydantic", partial(validate, TypeAdapter(list[Item])), _rows, 1000)
 
 
 def _prepare_array(seconds: float) -> Block:
@@ -334,7 +372,23 @@ def _order_array() -> Prepare:
     import numpy as np
 
     draw = np.random.default_rng(0)
-    return calibrated(partial(order_array, np.sort), draw.random, 50_000)
+    return calibrated("numpy", partial(order_array, np.sort), draw.random, 50_000)
+
+
+def _prepare_objects(seconds: float) -> Block:
+    return _order_objects()(seconds)
+
+
+@cache
+def _order_objects() -> Prepare:
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+
+    def make(size: int) -> Any:
+        return draw.random(size).astype(object)
+
+    return calibrated("numpy-gil", partial(order_objects, np.sort), make, 5000, 1.05)
 
 
 def _numbers(count: int) -> list[float]:
@@ -347,8 +401,10 @@ def _query() -> Callable[[int], None]:
 
 
 WHITESPACE = re.compile(r"\s+$")
-COMPUTE = calibrated(compute, int, 10_000)
-BACKTRACK = calibrated(partial(backtrack, WHITESPACE), lambda size: " " * size + ".", 500, 2)
+COMPUTE = calibrated("python", compute, int, 10_000)
+BACKTRACK = calibrated(
+    "regex", partial(backtrack, WHITESPACE), lambda size: " " * size + ".", 500, 2
+)
 _DOCUMENT = '{"id": 12345, "name": "a name", "tags": ["a", "b"], "price": 9.5},'
 _WAITS = ("blocking_call",)
 _COMPUTES = ("cpu",)
@@ -356,7 +412,7 @@ _COMPUTES = ("cpu",)
 KINDS = (
     Kind("sleep", _WAITS, lambda seconds: partial(sleep, seconds), (sleep,)),
     Kind("socket", _WAITS, lambda s: partial(receive, slow_server(), s), (receive,)),
-    Kind("sqlite", _COMPUTES, calibrated(_query(), int, 10_000), (query,)),
+    Kind("sqlite", _COMPUTES, calibrated("sqlite", _query(), int, 10_000), (query,)),
     Kind("fsync", _WAITS, _prepare_file, (sync_file,)),
     Kind("subprocess", _WAITS, lambda s: partial(run_child, s), (run_child,)),
     Kind("lock", ("lock",), lambda s: partial(wait_for_lock, s), (wait_for_lock,)),
@@ -365,15 +421,21 @@ KINDS = (
     Kind(
         "json",
         _COMPUTES,
-        calibrated(parse, lambda size: f"[{_DOCUMENT * size}0]", 1000),
+        calibrated("json", parse, lambda size: f"[{_DOCUMENT * size}0]", 1000),
         (parse,),
     ),
-    Kind("sort", _COMPUTES, calibrated(order, _numbers, 5000, 1.05), (order,)),
-    Kind("sort-key", _COMPUTES, calibrated(order_by_key, _numbers, 5000, 1.05), (order_by_key,)),
+    Kind("sort", _COMPUTES, calibrated("sort", order, _numbers, 5000, 1.05), (order,)),
+    Kind(
+        "sort-key",
+        _COMPUTES,
+        calibrated("sort-key", order_by_key, _numbers, 5000, 1.05),
+        (order_by_key,),
+    ),
     Kind("pydantic", _COMPUTES, _prepare_validate, (validate,), "pydantic"),
-    Kind("pbkdf2", _COMPUTES, calibrated(derive_key, int, 1000), (derive_key,)),
+    Kind("pbkdf2", _COMPUTES, calibrated("pbkdf2", derive_key, int, 1000), (derive_key,)),
     Kind("numpy", _COMPUTES, _prepare_array, (order_array,), "numpy"),
-    Kind("gc", ("gc",), lambda s: partial(collect, s), (collect,)),
+    Kind("numpy-gil", _COMPUTES, _prepare_objects, (order_objects,), "numpy"),
+    Kind("gc", ("gc",), _prepare_collect, (collect,), names="cause"),
     Kind("import", ("import",), _prepare_import, (import_late,)),
     Kind(
         "gil-tail",

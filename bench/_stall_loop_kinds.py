@@ -7,18 +7,21 @@ over. They have one placement, `loop`.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 
 from _stall_kinds import BACKTRACK, Block, backtrack, blocking_lines, sleep
 from _stall_records import Truth
 
 THIEF = "thumbnails"
 """The name of the thread that takes the GIL."""
+_opened = threading.local()
 _SMALL_SECONDS = 0.002
 _THIEF_WAITS_SECONDS = 0.02
 
@@ -34,6 +37,8 @@ class LoopKind:
     """Where the lines that block are."""
     culprits: tuple[str, ...] = ()
     package: str = ""
+    names: str = "line"
+    """What a tool should name, see `Truth.names`."""
 
     def prepare(self, seconds: float) -> Block:
         """Make what takes long to make ready, as `Kind.prepare` does."""
@@ -47,11 +52,25 @@ class LoopKind:
 
 def stamped(truth: Truth, block: Block) -> None:
     """Run `block` and note from when to when."""
-    truth.start = time.perf_counter()
+    _stamp(truth, "start")
     try:
         block()
     finally:
-        truth.end = time.perf_counter()
+        _stamp(truth, "end")
+
+
+def queued_s() -> float:
+    """Seconds that this thread was ready and not given a CPU; 0.0 where Linux does not tell.
+
+    The file is opened once a thread, and kept open: tools that look for blocking calls see `open`.
+    """
+    try:
+        if not hasattr(_opened, "file"):
+            file = Path("/proc/thread-self/schedstat").open("rb", buffering=0)  # noqa: SIM115  # kept
+            _opened.file = file
+        return int(os.pread(_opened.file.fileno(), 100, 0).split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def small_step() -> None:
@@ -73,7 +92,7 @@ async def saturate(seconds: float, truth: Truth) -> None:
 
 
 async def call_c_function(seconds: float, truth: Truth) -> None:
-    """Truth: the loop calls C itself. There is no line of anybody's to name."""
+    """Truth: the loop calls C itself. There is no line of anybody's to name, only the function."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     loop.call_soon(partial(_stamp, truth, "start"))
     loop.call_soon(time.sleep, seconds)
@@ -129,6 +148,7 @@ async def steal_gil(seconds: float, truth: Truth) -> None:
     block = _theft(seconds)
 
     def make_thumbnail() -> None:
+        queued_s()
         time.sleep(_THIEF_WAITS_SECONDS)  # else the step that starts the thread is what stalls
         stamped(truth, block)
 
@@ -145,13 +165,15 @@ def _theft(seconds: float) -> Block:
 
 
 def _stamp(truth: Truth, which: str) -> None:
+    queued = queued_s()
+    truth.queued_s = queued if which == "start" else queued - truth.queued_s
     setattr(truth, which, time.perf_counter())
 
 
 LOOP_KINDS = (
-    LoopKind("many-small", ("saturation",), saturate, (small_step,)),
-    LoopKind("c-callback", ("blocking_call",), call_c_function, ()),
+    LoopKind("many-small", ("saturation",), saturate, (small_step,), names="cause"),
+    LoopKind("c-callback", ("blocking_call",), call_c_function, (), ("sleep",), names="culprit"),
     LoopKind("reader", ("blocking_call",), read, (sleep,)),
     LoopKind("protocol", ("blocking_call",), receive_data, (sleep,)),
-    LoopKind("gil-thief", ("gil_contention",), steal_gil, (backtrack,), (THIEF,)),
+    LoopKind("gil-thief", ("gil_contention",), steal_gil, (backtrack,), (THIEF,), names="culprit"),
 )

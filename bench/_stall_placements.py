@@ -1,8 +1,8 @@
-"""Where a stall happens: in a request's handler, in a middleware, in a task, or in a callback.
+"""Where a stall happens: in a request's handler, dependency or middleware, a task, a callback.
 
-The application is Starlette's, called as uvicorn calls it: each request is a task of its own whose
-coroutine is `run_asgi`. Bystanders are requests that await and never block; whoever names one of
-them accuses an innocent.
+The application is FastAPI's, with plain Starlette routes beside its own, called as uvicorn calls
+it: each request is a task of its own whose coroutine is `run_asgi`. Bystanders are requests that
+await and never block; whoever names one of them accuses an innocent.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.applications import Starlette
+from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from _stall_kinds import Block
@@ -24,6 +24,7 @@ from _stall_records import Truth
 
 HANDLER_ROUTE = "/reports/{kind}"
 MIDDLEWARE_ROUTE = "/checked/{kind}"
+DEPENDENCY_ROUTE = "/guarded/{kind}"
 BYSTANDER_ROUTE = "/bystander"
 TASK_NAME = "refresh-cache"
 _BYSTANDERS = 2
@@ -48,8 +49,8 @@ class BlockingMiddleware:
         await self.app(scope, receive, send)
 
 
-def service(blocks: Blocks) -> Starlette:
-    """The application: two routes that can be made to block, and one that never does."""
+def service(blocks: Blocks) -> FastAPI:
+    """The application: three routes that can be made to block, and one that never does."""
 
     async def report(request: Request) -> PlainTextResponse:
         stamped(*blocks.pop(request.url.path))
@@ -63,12 +64,21 @@ def service(blocks: Blocks) -> Starlette:
             await asyncio.sleep(_BYSTANDER_PAUSE)
         return PlainTextResponse("done")
 
-    routes = [
+    routes: list[BaseRoute] = [
         Route(HANDLER_ROUTE, report),
         Route(MIDDLEWARE_ROUTE, checked),
         Route(BYSTANDER_ROUTE, bystander),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(BlockingMiddleware, blocks=blocks)])
+    app = FastAPI(routes=routes, middleware=[Middleware(BlockingMiddleware, blocks=blocks)])
+
+    async def permit(request: Request) -> None:
+        stamped(*blocks.pop(request.url.path))
+
+    async def guarded(kind: str) -> PlainTextResponse:
+        return PlainTextResponse("done")
+
+    app.add_api_route(DEPENDENCY_ROUTE, guarded, dependencies=[Depends(permit)])
+    return app
 
 
 class Service:
@@ -124,6 +134,11 @@ class Service:
         """Block in a middleware, before the request is routed."""
         truth.culprits = [MIDDLEWARE_ROUTE]
         await self._block_at(MIDDLEWARE_ROUTE.format(kind=truth.kind), truth, block)
+
+    async def in_dependency(self, truth: Truth, block: Block) -> None:
+        """Block in what FastAPI resolves before it calls the handler."""
+        truth.culprits = [DEPENDENCY_ROUTE]
+        await self._block_at(DEPENDENCY_ROUTE.format(kind=truth.kind), truth, block)
 
     async def in_task(self, truth: Truth, block: Block) -> None:
         """Block in a background task, some steps after its start."""
@@ -190,5 +205,6 @@ PLACEMENTS: dict[str, Callable[[Service, Truth, Block], Awaitable[None]]] = {
     "handler": Service.in_handler,
     "task": Service.in_task,
     "middleware": Service.in_middleware,
+    "dependency": Service.in_dependency,
     "callback": Service.in_callback,
 }

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from _stall_controls import EXCUSABLE
+from _stall_controls import ACCIDENTS, EXCUSABLE, HEALTHY
 from _stall_placements import BYSTANDER_ROUTE
-from _stall_records import Control, Report, Truth
+from _stall_records import Control, Hold, Report, Run, Truth
 from _stall_tools import THRESHOLD_S
 from _stats import quantile, wilson
 
 SLACK_S = 0.02
 """How far beside a stall a report may lie and still be of it: a tick of the slower heartbeats."""
+LONG_S = 0.1
+"""From here on a line is asked for: in less, few tools have time for more than a look."""
+_DISTURBED_SHARE = 0.2
+"""A stall that waited for a CPU for longer than that is another one than was planned."""
 _NO_ACCUSATION = ("suspended", "starved")
 """Causes that say it was not the service: true of a stopped process, so no false alarm there."""
 
@@ -55,6 +60,12 @@ class Match:
         return any(set(report.causes or ()) & set(self.truth.causes) for report in self.reports)
 
     @property
+    def named(self) -> bool:
+        """Whether that was named which should be, and nobody innocent besides."""
+        right = {"line": self.located, "culprit": self.identified, "cause": self.explained}
+        return right[self.truth.names] and not self.wronged
+
+    @property
     def error_s(self) -> float:
         """How far the reported duration is from the true one; several reports are joined."""
         return abs(joined(self.reports) - self.truth.duration_s)
@@ -68,8 +79,8 @@ def names_line(report: Report, lines: Iterable[str]) -> bool:
 def joined(reports: Sequence[Report]) -> float:
     """Seconds covered by the reports together: segments add up, duplicates do not."""
     total, reached = 0.0, float("-inf")
-    for report in sorted(reports, key=lambda report: report.start or 0.0):
-        total += max(0.0, report.end - max(reached, report.start or 0.0))
+    for report in sorted(reports, key=lambda report: report.start):
+        total += max(0.0, report.end - max(reached, report.start))
         reached = max(reached, report.end)
     return total
 
@@ -88,15 +99,12 @@ def match(truths: Sequence[Truth], reports: Iterable[Report]) -> tuple[list[Matc
 
 
 def _best(matches: Sequence[Match], report: Report) -> Match | None:
-    if report.start is None:
-        place = report.after - 1
-        return matches[place] if 0 <= place < len(matches) else None
     best = max(matches, key=lambda match: _overlap(match.truth, report), default=None)
     return best if best is not None and _overlap(best.truth, report) > -SLACK_S else None
 
 
 def _overlap(spell: Truth | Control, report: Report) -> float:
-    return min(spell.end, report.end) - max(spell.start, report.start or 0.0)
+    return min(spell.end, report.end) - max(spell.start, report.start)
 
 
 def false_alarms(control: Control, reports: Iterable[Report]) -> int:
@@ -107,60 +115,166 @@ def false_alarms(control: Control, reports: Iterable[Report]) -> int:
 
 
 def _excused(control: Control, report: Report) -> bool:
-    if control.name == "stopped":
-        return any(cause in _NO_ACCUSATION for cause in report.causes or ())
-    start = report.start or 0.0
+    causes = report.causes or ()
+    if control.name in ACCIDENTS and any(cause in _NO_ACCUSATION for cause in causes):
+        return True
+    if control.name == "hogs" and report.location is not None:
+        return False  # the loop was late, but no line of ours was why
     return control.name in EXCUSABLE and any(
-        start < end and began < report.end for began, end in control.delays
+        report.start < end and began < report.end for began, end in control.delays
     )
 
 
-def score(
-    truths: Sequence[Truth], controls: Sequence[Control], reports: Sequence[Report]
-) -> dict[str, Any]:
-    """Everything that the tables and the JSON say of one tool on one loop.
+@dataclass
+class Judged:
+    """One run's stalls with what was said of them, and what was said besides."""
 
-    Shares are `[hits, of]`. Stalls that came out shorter than the threshold do not count.
+    matches: list[Match]
+    holds: list[Match]
+    rest: list[Report]
+
+
+def judge(run: Run) -> Judged:
+    """Match a run's reports; times are comparable within a run only."""
+    truths = [*run.truths, *(hold.truth for hold in run.holds)]
+    matches, rest = match(truths, run.reports.values())
+    played = len(run.truths)
+    return Judged(matches[:played], matches[played:], rest)
+
+
+def score(runs: Sequence[Run]) -> dict[str, Any]:
+    """Everything that the tables say of one tool on one loop, of all its runs together.
+
+    Shares are `[hits, of]`. Stalls that came out shorter than the threshold count for `short` only,
+    those that were largely the machine's own doing for `disturbed`.
     """
-    real = [truth for truth in truths if truth.duration_s > THRESHOLD_S]
-    matches, rest = match(real, reports)
+    judged = [(run, judge(run)) for run in runs]
+    everything = [match for _, one in judged for match in one.matches]
+    planned = [match for match in everything if not _is_disturbed(match.truth)]
+    matches = [match for match in planned if match.truth.duration_s > THRESHOLD_S]
+    short = [match for match in planned if match.truth.duration_s <= THRESHOLD_S]
+    lined = [match for match in matches if match.truth.names == "line"]
     detected = [match for match in matches if match.detected]
     errors = [match.error_s * 1e3 for match in detected]
-    idle = [control for control in controls if control.name == "idle"]
     return {
-        "stalls": len(real),
-        "too_short": len(truths) - len(real),
         "detected": share(matches, lambda match: match.detected),
+        "disturbed": len(everything) - len(planned),
+        "short": share(short, lambda match: match.detected),
         "by_duration": {
             f"{wanted * 1e3:g}": share(
                 [match for match in matches if match.truth.wanted_s == wanted],
                 lambda match: match.detected,
             )
-            for wanted in sorted({truth.wanted_s for truth in real})
+            for wanted in sorted({match.truth.wanted_s for match in matches})
         },
-        "located": share([m for m in matches if m.truth.lines], lambda m: m.located),
+        "located": share(
+            [match for match in lined if match.truth.duration_s >= LONG_S],
+            lambda match: match.located,
+        ),
         "wronged": share(matches, lambda match: match.wronged),
         "identified": share([m for m in matches if m.truth.culprits], lambda m: m.identified),
         "explained": share(matches, lambda match: match.explained),
-        "says": {
-            "location": any(report.location for report in reports),
-            "culprit": any(report.culprit for report in reports),
-            "cause": any(report.causes for report in reports),
-        },
+        "says": _says(report for run in runs for report in run.reports.values()),
         "error_ms": {"median": quantile(errors, 0.5), "p95": quantile(errors, 0.95)}
         if errors
         else None,
         "events_per_stall": sum(len(match.reports) for match in detected) / len(detected)
         if detected
         else None,
-        "false_alarms": {control.name: false_alarms(control, rest) for control in controls},
-        "stray": sum(not any(_overlap(c, report) > -SLACK_S for c in controls) for report in rest),
-        "idle_cpu": sum(c.cpu_s for c in idle) / sum(c.end - c.start for c in idle)
-        if idle
-        else None,
+        "controls": _controls(judged),
+        "failed": any(run.failed for run in runs),
+        "stray": sum(_is_stray(run, report) for run, one in judged for report in one.rest),
+        "idle_cpu": _idle_cpu(runs),
+        "holds": [
+            live(hold, judgement)
+            for run, one in judged
+            for hold, judgement in zip(run.holds, one.holds, strict=True)
+        ],
         "by_kind": _by(matches, lambda match: match.truth.kind),
         "by_placement": _by(matches, lambda match: match.truth.placement),
     }
+
+
+def live(hold: Hold, afterwards: Match) -> dict[str, Any]:
+    """What could be learnt of a long stall before it was over, and afterwards.
+
+    `seen_after_s` is None where nothing could; `duration_s` and `location` are the last answer's,
+    `lag_s` is how far that duration was behind.
+    """
+    truth = hold.truth
+    told = [
+        answer
+        for answer in hold.answers
+        if truth.start < answer.at < truth.end and _overlap(truth, answer.report) > 0
+    ]
+    found: dict[str, Any] = {
+        "kind": truth.kind,
+        "seen_after_s": None,
+        "detected": afterwards.detected,
+        "named": afterwards.named,
+    }
+    if told:
+        last = told[-1]
+        found |= {
+            "seen_after_s": told[0].at - truth.start,
+            "duration_s": last.report.duration_s,
+            "lag_s": last.at - truth.start - last.report.duration_s,
+            "location": last.report.location,
+            "located": names_line(last.report, truth.lines),
+        }
+    return found
+
+
+def _is_disturbed(truth: Truth) -> bool:
+    return truth.queued_s > _DISTURBED_SHARE * truth.duration_s
+
+
+def healthy(controls: dict[str, dict[str, Any]]) -> tuple[int, float]:
+    """False alarms and hours of all spells in which nothing at all was amiss."""
+    counted = [controls[name] for name in HEALTHY if name in controls]
+    return sum(one["alarms"] for one in counted), sum(one["seconds"] for one in counted) / 3600
+
+
+def _says(reports: Iterable[Report]) -> dict[str, bool]:
+    """What a tool ever says: what it never does is no mistake of it."""
+    said = {"location": False, "culprit": False, "cause": False}
+    for report in reports:
+        said["location"] |= report.location is not None
+        said["culprit"] |= report.culprit is not None
+        said["cause"] |= report.causes is not None
+    return said
+
+
+def _controls(judged: Iterable[tuple[Run, Judged]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for run, one in judged:
+        for control in run.controls:
+            total = found.setdefault(control.name, {"alarms": 0, "seconds": 0.0})
+            total["alarms"] += false_alarms(control, one.rest)
+            total["seconds"] += control.end - control.start
+    return found
+
+
+def _is_stray(run: Run, report: Report) -> bool:
+    return not any(_overlap(control, report) > -SLACK_S for control in run.controls)
+
+
+def _idle_cpu(runs: Iterable[Run]) -> float | None:
+    idle = [control for run in runs for control in run.controls if control.name == "idle"]
+    if not idle:
+        return None
+    return sum(each.cpu_s for each in idle) / sum(each.end - each.start for each in idle)
+
+
+def _mistakes(matches: Iterable[Match]) -> dict[str, int]:
+    """The causes that were said instead of the right one, and how often."""
+    return Counter(
+        cause
+        for match in matches
+        if not match.explained
+        for report in match.reports
+        for cause in report.causes or ("none",)
+    )
 
 
 def share(matches: Sequence[Match], hit: Callable[[Match], bool]) -> tuple[int, int]:
@@ -176,7 +290,7 @@ def percent(hits_of: tuple[int, int], *, sure: bool = False) -> str:
     text = f"{hits / of:.0%}"
     if sure:
         low, high = wilson(hits, of)
-        text += f" ({low * 100:.0f}-{high * 100:.0f})"
+        text += f" {low * 100:.0f}-{high * 100:.0f}"
     return text
 
 
@@ -189,7 +303,11 @@ def _by(matches: Sequence[Match], key: Callable[[Match], str]) -> dict[str, dict
             "detected": share(group, lambda match: match.detected),
             "located": share(group, lambda match: match.located),
             "wronged": share(group, lambda match: match.wronged),
+            "identified": share([m for m in group if m.truth.culprits], lambda m: m.identified),
             "explained": share(group, lambda match: match.explained),
+            "named": share(group, lambda match: match.named),
+            "names": group[0].truth.names,
+            "mistaken_for": _mistakes(group),
         }
         for name, group in groups.items()
     }

@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ UNUSABLE = (ImportError, SyntaxError, RuntimeError)
 
 Loop = asyncio.AbstractEventLoop
 
+_NEWEST = 100
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _PLUMBING = "_stall_worker.py"
 _NOT_THE_SERVICES = ("/lib/python", "site-packages", "/agent/loopscope/", "<", _PLUMBING)
@@ -55,6 +57,14 @@ class Tool:
     def reports(self) -> list[Report]:
         """Everything said so far, the same id for the same event."""
         return self._reports
+
+    def live(self) -> list[Report]:
+        """The same, and what it says of a stall that lasts. Asked on another thread."""
+        return self.reports()
+
+    def url(self) -> str:
+        """Where another process can ask for what `live` says; empty if nowhere."""
+        return ""
 
     async def stop(self) -> None:
         """End; the last reports may come only now."""
@@ -248,6 +258,13 @@ class Loopsentry(Tool):
         self._sentry.start()
 
     def reports(self) -> list[Report]:
+        return self._read()[0]
+
+    def live(self) -> list[Report]:
+        return [report for some in self._read() for report in some]
+
+    def _read(self) -> tuple[list[Report], list[Report]]:
+        """What the file says: stalls that ended, and one that may not have."""
         found: list[Report] = []
         begun: dict[str, Any] | None = None
         for event in map(json.loads, self._sentry.log_file.read_text().splitlines()):
@@ -256,7 +273,9 @@ class Loopsentry(Tool):
             elif event["type"] == "block_resolved" and begun is not None:
                 found.append(self._report(str(len(found)), begun, event["duration_current"]))
                 begun = None
-        return found
+        if begun is None:
+            return found, []
+        return found, [self._report(str(len(found)), begun, begun["duration_current"])]
 
     def _report(self, name: str, begun: dict[str, Any], duration_s: float) -> Report:
         from datetime import datetime
@@ -296,33 +315,49 @@ class MonitoredIoloop(Tool):
 
 
 class Loopscope(Tool):
-    """This project's agent, without its listener."""
+    """This project's agent as it is by default, but for the port of its listener."""
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
         from loopscope.asgi import Loopscope as Middleware
 
-        return Middleware(app, listen="off")
+        _Listener("loopscope", self._heard)
+        return Middleware(app, listen="127.0.0.1:0")
+
+    def _heard(self, record: logging.LogRecord) -> None:
+        """Stalls are logged by the hundred; only what else there is to say goes through."""
+        text = record.getMessage()
+        if not text.startswith("event loop held") and record.levelno >= logging.WARNING:
+            print(text, file=sys.stderr)
 
     def reports(self) -> list[Report]:
         from loopscope.agent import current_agent
 
         agent: Any = current_agent()
-        stalls = [] if agent is None else agent.stalls(limit=1000)
-        return [self._report(stall) for stall in stalls if stall["duration_s"]]
+        stalls = [] if agent is None else agent.stalls(limit=_NEWEST)
+        return [from_loopscope(stall) for stall in stalls if not stall["in_progress"]]
 
-    def _report(self, stall: dict[str, Any]) -> Report:
-        location = (stall.get("location") or "").partition(" ")[0]
-        thread = stall["evidence"].get("thread_name")
-        named = [str(name) for name in (stall["route"], stall["task"], thread) if name]
-        cause = stall.get("cause")
-        return Report(
-            id=str(stall["id"]),
-            duration_s=stall["duration_s"],
-            start=_monotonic(stall["started_at"]),
-            location=None if not location or _PLUMBING in location else location,
-            culprit=" ".join(named) or None,
-            causes=[cause] if cause else None,
-        )
+    def url(self) -> str:
+        from loopscope.agent import current_agent
+
+        agent: Any = current_agent()
+        return f"{agent._front.url}/api/stalls"
+
+
+def from_loopscope(stall: dict[str, Any]) -> Report:
+    """A stall as `/api/stalls` shows it, here or to another process of this machine."""
+    evidence = stall["evidence"]
+    thread, cause = evidence.get("thread_name"), stall["cause"]
+    # Where another thread is to blame, its line is what is accused.
+    location = (evidence.get("thread_location") or stall["location"]).partition(" ")[0]
+    named = [str(name) for name in (stall["route"], stall["task"], thread) if name]
+    return Report(
+        id=str(stall["id"]),
+        duration_s=stall["duration_s"],
+        start=_monotonic(stall["started_at"]),
+        location=None if not location or _PLUMBING in location else location,
+        culprit=" ".join(named) or None,
+        causes=[cause] if cause else None,
+    )
 
 
 def _monotonic(unix_time: float) -> float:

@@ -11,19 +11,17 @@ import argparse
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from _pipe import Message, Worker, WorkerError
 from _stall_controls import CONTROLS
-from _stall_kinds import KINDS
-from _stall_loop_kinds import LOOP_KINDS
+from _stall_journal import Journal, Line, read, runs, sessions
 from _stall_placements import PLACEMENTS
-from _stall_records import Control, Report, Truth
-from _stall_scores import percent, score
+from _stall_plan import ALL_KINDS, HELD_KINDS, Shape, Stall, seconds_for
+from _stall_play import Pair, Player
+from _stall_tables import OWN, show
 from _stall_tools import THRESHOLD_S, TOOLS
-from _table import console, describe, machine, save, table
+from _table import console, describe, machine
 
 PACKAGES = (
     "loopscope",
@@ -34,218 +32,197 @@ PACKAGES = (
     "loopsentry",
     "monitored-ioloop",
     "pyleak",
+    "fastapi",
     "numpy",
     "pydantic",
 )
 LOOPS = ("asyncio", "uvloop")
-ALL_KINDS = tuple(kind.key for kind in (*KINDS, *LOOP_KINDS))
-_ON_THE_LOOP = frozenset(kind.key for kind in LOOP_KINDS)
-_PHASE_S = 0.1
-"""Longer than any heartbeat: where in a beat a stall begins is left to chance."""
-
-
-@dataclass(frozen=True)
-class Stall:
-    """One stall to be played."""
-
-    kind: str
-    placement: str
-    wanted_s: float
-    phase_s: float
+_FLOOR = "none"
+_FULL: dict[str, Any] = {
+    "durations": "60,150,500",
+    "extra_durations": "30,3000",
+    "n": 10,
+    "n_peers": 3,
+    "quiet_minutes": 10.0,
+    "busy_minutes": 1.0,
+    "control_seconds": 5.0,
+    "hold_seconds": 3.0,
+}
+_QUICK: dict[str, Any] = {
+    "durations": "60,150",
+    "extra_durations": "",
+    "n": 2,
+    "n_peers": 1,
+    "quiet_minutes": 0.2,
+    "busy_minutes": 0.1,
+    "control_seconds": 2.0,
+    "hold_seconds": 1.5,
+}
+_NO_SETTINGS = ("json", "read")
+_PEERS_BUSY_SHARE = 0.25
+"""How much of the minutes of busy work a peer gets: there are many of them."""
 
 
 def main() -> int:
-    """Play, print, save."""
+    """Play and print, or print what was played before."""
     options = parse()
-    where = machine(PACKAGES)
-    describe(where)
-    plan = draw(options)
-    console.print(
-        f"{len(plan)} stalls for each tool and loop, threshold {THRESHOLD_S * 1e3:g} ms\n"
-    )
-    results = []
-    for loop in options.loops:
-        found = [measure(tool, loop, plan, options) for tool in options.tools]
-        show(loop, found)
-        results += found
-    if options.json:
-        settings = {
-            name: getattr(options, name)
-            for name in ("tools", "loops", "only", "durations", "repeat", "seed", "settle")
-        }
-        save(options.json, {"machine": where, "settings": settings, "results": results})
+    if options.read:
+        lines = read(options.read)
+        for session in sessions(lines):
+            describe(session["machine"])
+    else:
+        lines = play(options)
+    show(runs(lines))
     return 0
 
 
-def draw(options: argparse.Namespace) -> list[Stall]:
-    """Every kind and duration as often as asked for, in turn in each place, in a drawn order."""
-    chance = random.Random(options.seed)
-    plan = [
-        Stall(
-            kind,
-            "loop" if kind in _ON_THE_LOOP else options.placements[turn % len(options.placements)],
-            duration / 1e3,
-            chance.uniform(0, _PHASE_S),
-        )
-        for number, kind in enumerate(options.only)
-        for place, duration in enumerate(options.durations)
-        for turn in range(number + place, number + place + options.repeat)
-    ]
-    chance.shuffle(plan)
-    return plan
+def play(options: argparse.Namespace) -> list[Line]:
+    """Play everything that was asked for; the journal's lines."""
+    where = machine(PACKAGES)
+    describe(where)
+    journal = Journal(options.json)
+    settings = {name: value for name, value in vars(options).items() if name not in _NO_SETTINGS}
+    journal.add(session={"machine": where, "settings": settings})
+    pairs = [(tool, loop) for tool in options.tools for loop in options.loops]
+    random.Random(options.seed).shuffle(pairs)
+    plans = {tool: plan(tool, options) for tool in options.tools}
+    announce(pairs, plans, options)
+    player = Player(journal, options.settle)
+    for number, pair in enumerate(pairs, 1):
+        console.print(f"{number}/{len(pairs)}: {pair[0]} on {pair[1]}")
+        player.measure(pair, plans[pair[0]], held(pair[0], options), spells(pair[0], options))
+    if "idle" in options.controls:
+        console.print(f"all of them: {options.quiet_minutes:g} quiet minutes")
+        player.keep_quiet(pairs, options.quiet_minutes * 60)
+    console.print()
+    return journal.lines
 
 
-def measure(
-    tool: str, loop: str, plan: Sequence[Stall], options: argparse.Namespace
-) -> dict[str, Any]:
-    """Play the plan to one tool on one loop; JSON-ready."""
-    named = {"tool": tool, "loop": loop}
-    durations = ",".join(f"{duration:g}" for duration in options.durations)
-    arguments = (tool, loop, ",".join(options.only), durations, str(options.settle))
-    with Worker("_stall_worker.py", *arguments) as worker:
-        greeting = worker.hear()
-        known = greeting.get("kinds", [])
-        ready = greeting if "missing" in greeting else worker.hear()
-        if "missing" in ready:
-            console.print(f"{tool} is left out on {loop}: {ready['missing']}")
-            return {**named, "missing": ready["missing"]}
-        try:
-            truths = play(worker, [stall for stall in plan if stall.kind in known])
-            controls = [control(worker, name, options.control_seconds) for name in options.controls]
-            reports = [Report(**said) for said in worker.ask(finish=True)["reports"]]
-        except WorkerError as error:
-            console.print(f"{tool} is left out on {loop}: it did not survive ({error})")
-            return {**named, "missing": str(error)}
-    scored = score(truths, controls, reports)
-    console.print(f"{tool} on {loop}: detected {percent(scored['detected'])}")
-    unknown = [kind for kind in options.only if kind not in known]
-    if unknown:
-        console.print(f"{tool} on {loop}: without {', '.join(unknown)}, which is not installed")
-    return {
-        **named,
-        "score": scored,
-        "truths": [asdict(truth) for truth in truths],
-        "controls": [asdict(spell) for spell in controls],
-        "reports": [asdict(report) for report in reports],
-    }
-
-
-def play(worker: Worker, plan: Sequence[Stall]) -> list[Truth]:
-    """Have every stall of the plan played."""
-    return [Truth(**worker.ask(**asdict(stall))["truth"]) for stall in plan]
-
-
-def control(worker: Worker, name: str, seconds: float) -> Control:
-    """Have one control played."""
-    said: Message = worker.ask(control=name, seconds=seconds)["control"]
-    return Control(**said)
-
-
-def show(loop: str, results: Sequence[dict[str, Any]]) -> None:
-    """Print the tables of one loop."""
-    scored = {found["tool"]: found["score"] for found in results if "score" in found}
-    if not scored:
-        return
-    durations = next(iter(scored.values()))["by_duration"]
-    columns = (
-        f"on {loop}",
-        "detected %",
-        "/".join(durations) + " ms",
-        "line",
-        "wrong",
-        "culprit",
-        "cause",
-        "error ms",
-        "events",
-        "alarms",
-        "idle CPU",
+def plan(tool: str, options: argparse.Namespace) -> list[Stall]:
+    """The stalls for one tool: none for the floor, fewer of the same for the peers."""
+    shape = Shape(
+        options.kinds,
+        options.placements,
+        [duration / 1e3 for duration in options.durations],
+        [duration / 1e3 for duration in options.extra_durations],
+        options.seed,
     )
-    table(f"Stalls found on {loop}", columns, [row(*item) for item in scored.items()])
-    watching = [tool for tool in scored if tool != "none"]
-    rows = []
-    for part, listed in (("by_kind", ALL_KINDS), ("by_placement", (*PLACEMENTS, "loop"))):
-        found = [scored[tool][part] for tool in watching]
-        names = [name for name in listed if any(name in groups for groups in found)]
-        rows += [[name, *(cell(groups.get(name)) for groups in found)] for name in names]
-    if rows:
-        table("Detected·located/of, by kind and placement", (f"on {loop}", *watching), rows)
+    times = {_FLOOR: 0, OWN: options.n}.get(tool, options.n_peers)
+    return shape.draw(times)
 
 
-def row(tool: str, found: dict[str, Any]) -> list[str]:
-    """One tool's line; what a tool never says is a dash, not a nought."""
-    says, error = found["says"], found["error_ms"]
-    alarms = [f"{name} {count}" for name, count in found["false_alarms"].items() if count]
-    if found["stray"]:
-        alarms.append(f"stray {found['stray']}")
+def held(tool: str, options: argparse.Namespace) -> list[tuple[str, float]]:
+    """The long stalls during which the tool is asked."""
+    if tool == _FLOOR or not options.hold_seconds:
+        return []
+    return [(kind, options.hold_seconds) for kind in HELD_KINDS]
+
+
+def spells(tool: str, options: argparse.Namespace) -> list[tuple[str, float]]:
+    """The controls, with their seconds, that each tool has for itself: all but the quiet one."""
+    busy = options.busy_minutes * 60 * (1 if tool == OWN else _PEERS_BUSY_SHARE)
     return [
-        tool,
-        percent(found["detected"], sure=True),
-        "/".join(str(hits) for hits, _ in found["by_duration"].values()),
-        percent(found["located"]) if says["location"] else "—",
-        percent(found["wronged"]) if says["location"] or says["culprit"] else "—",
-        percent(found["identified"]) if says["culprit"] else "—",
-        percent(found["explained"]) if says["cause"] else "—",
-        f"{error['median']:.1f}/{error['p95']:.1f}" if error else "—",
-        f"{found['events_per_stall']:.1f}" if found["events_per_stall"] else "—",
-        ", ".join(alarms) or "0",
-        "—" if found["idle_cpu"] is None else f"{found['idle_cpu']:.2%}",
+        (name, busy if name == "busy" else options.control_seconds)
+        for name in options.controls
+        if name != "idle"
     ]
 
 
-def cell(found: dict[str, Any] | None) -> str:
-    """Detected · located / of, of one kind with one tool."""
-    if found is None:
-        return ""
-    detected, of = found["detected"]
-    return f"{detected}·{found['located'][0]}/{of}"
+def announce(
+    pairs: Sequence[Pair], plans: dict[str, list[Stall]], options: argparse.Namespace
+) -> None:
+    """Say what is to come, and how long it takes."""
+    seconds = options.quiet_minutes * 60 if "idle" in options.controls else 0.0
+    for tool, _ in pairs:
+        spell_s = sum(s + 4 * options.settle for _, s in spells(tool, options))
+        hold_s = sum(s + options.settle for _, s in held(tool, options))
+        seconds += seconds_for(plans[tool], options.settle) + spell_s + hold_s
+    stalls = ", ".join(
+        f"{len(plans[tool])} for {who}"
+        for tool, who in ((OWN, OWN), (_a_peer(plans), "each peer"))
+        if tool in plans
+    )
+    console.print(
+        f"stalls on each loop: {stalls or 'none'}; threshold {THRESHOLD_S * 1e3:g} ms;"
+        f" seed {options.seed}\n"
+        f"about {seconds / 60:.0f} minutes, if nobody else needs the machine\n"
+    )
+
+
+def _a_peer(plans: dict[str, Any]) -> str:
+    return next((tool for tool in plans if tool not in (OWN, _FLOOR)), "")
 
 
 def parse() -> argparse.Namespace:
     """Read the command line; lists come out as tuples of known names."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tools", help=f"comma-separated, of: {', '.join(TOOLS)}")
-    parser.add_argument("--loops", help=f"comma-separated, of: {', '.join(LOOPS)}")
-    parser.add_argument("--only", help=f"kinds, comma-separated, of: {', '.join(ALL_KINDS)}")
-    parser.add_argument("--placements", help=f"comma-separated, of: {', '.join(PLACEMENTS)}")
-    parser.add_argument("--controls", help=f"comma-separated, of: {', '.join(CONTROLS)}")
+    names = {"tools": tuple(TOOLS), "loops": LOOPS, "kinds": ALL_KINDS}
+    names |= {"placements": tuple(PLACEMENTS), "controls": tuple(CONTROLS)}
+    for option, known in names.items():
+        parser.add_argument(
+            f"--{option}", default=",".join(known), help=f"of: {', '.join(known)}", metavar="A,B"
+        )
+    described = {
+        "durations": (str, "of all stalls, in ms"),
+        "extra_durations": (str, "of some kinds besides, half as often; may be empty"),
+        "n": (int, f"how often each stall, with {OWN}"),
+        "n_peers": (int, "with each peer"),
+        "quiet_minutes": (float, "of idleness, all tools at once"),
+        "busy_minutes": (float, f"of healthy load for {OWN}; a peer gets a quarter"),
+        "control_seconds": (float, "of each other control"),
+        "hold_seconds": (float, "of the stalls that are asked about; 0: none"),
+    }
+    for name, (kind, text) in described.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            help=f"{text} ({_FULL[name] or 'none'}, quick {_QUICK[name] or 'none'})",
+        )
     parser.add_argument(
-        "--durations", default="60,150,500", help="of the stalls in ms, 30 to 3000, comma-separated"
+        "--settle",
+        type=float,
+        default=0.2,
+        help="seconds for a tool to report in, after each (0.2)",
     )
+    parser.add_argument("--seed", type=int, default=0, help="of all orders and phases (0)")
+    parser.add_argument("--quick", action="store_true", help="for a first look")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add everything to this file")
     parser.add_argument(
-        "--repeat", type=int, help="how often each kind and duration (default 10, quick 3)"
+        "--from",
+        dest="read",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="play nothing, print the tables of these files together",
     )
-    parser.add_argument(
-        "--settle", type=float, default=0.2, help="seconds for a tool to report in, after each"
-    )
-    parser.add_argument(
-        "--control-seconds", type=float, help="length of each control (default 10, quick 3)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the order and the phases")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, shorter controls")
-    parser.add_argument("--json", type=Path, help="write everything to this file as well")
     options = parser.parse_args()
-    options.repeat = options.repeat or (3 if options.quick else 10)
-    options.control_seconds = options.control_seconds or (3.0 if options.quick else 10.0)
-    options.tools = chosen(parser, "tool", options.tools, tuple(TOOLS))
-    options.loops = chosen(parser, "loop", options.loops, LOOPS)
-    options.only = chosen(parser, "kind", options.only, ALL_KINDS)
-    options.placements = chosen(parser, "placement", options.placements, tuple(PLACEMENTS))
-    options.controls = chosen(parser, "control", options.controls, tuple(CONTROLS))
-    options.durations = tuple(float(text) for text in options.durations.split(","))
-    if not all(30 <= duration <= 3000 for duration in options.durations):
-        parser.error("--durations takes milliseconds from 30 to 3000")
+    for name, value in (_QUICK if options.quick else _FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    for option, known in names.items():
+        setattr(options, option, chosen(parser, option, getattr(options, option), known))
+    options.durations = milliseconds(parser, options.durations)
+    options.extra_durations = milliseconds(parser, options.extra_durations)
     return options
 
 
 def chosen(
-    parser: argparse.ArgumentParser, what: str, wanted: str | None, known: tuple[str, ...]
+    parser: argparse.ArgumentParser, what: str, wanted: str, known: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The names asked for, or all."""
-    names = tuple(wanted.split(",")) if wanted else known
+    """The names asked for."""
+    names = tuple(filter(None, wanted.split(",")))
     unknown = [name for name in names if name not in known]
     if unknown:
-        parser.error(f"unknown {what} {', '.join(unknown)}: choose from {', '.join(known)}")
+        parser.error(f"--{what} {', '.join(unknown)}: choose from {', '.join(known)}")
     return names
+
+
+def milliseconds(parser: argparse.ArgumentParser, text: str) -> tuple[float, ...]:
+    """The durations asked for."""
+    durations = tuple(float(each) for each in filter(None, text.split(",")))
+    if not all(10 <= duration <= 5000 for duration in durations):
+        parser.error("durations are milliseconds from 10 to 5000")
+    return durations
 
 
 if __name__ == "__main__":
