@@ -17,7 +17,7 @@ SLACK_S = 0.02
 """How far beside a stall a report may lie and still be of it: a tick of the slower heartbeats."""
 LONG_S = 0.1
 """From here on a line is asked for: in less, few tools have time for more than a look."""
-_DISTURBED_SHARE = 0.2
+_DISTURBED_SHARE = 0.25
 """A stall that waited for a CPU for longer than that is another one than was planned."""
 _NO_ACCUSATION = ("suspended", "starved")
 """Causes that say it was not the service: true of a stopped process, so no false alarm there."""
