@@ -15,6 +15,7 @@ import platform
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,10 +30,11 @@ from loopscope.core.clock import Clock
 from loopscope.core.faults import Faults
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.page import SUFFIX, Labels, Page, PageError, PageReader, read_file
+from loopscope.core.phases import AFTERWARDS, LOOP_RUN
 from loopscope.core.stacks import UserCode
 from loopscope.core.stall import Stall, as_json
 from loopscope.exporters.log import StallLog
-from loopscope.exporters.profile import BlockingProfile
+from loopscope.exporters.profile import BlockingProfile, wall_clock
 from loopscope.exporters.prometheus import Exemplar, MetricsPage
 from loopscope.exporters.traces import TraceExporter, make_tracer, provided_tracer
 from loopscope.settings import Settings
@@ -47,6 +49,7 @@ from loopscope.sources.process import ProcessSource
 from loopscope.sources.request_start import seconds_queued
 from loopscope.sources.requests import (
     DURATION,
+    PHASE,
     HttpExchange,
     RequestRecorder,
     Tracer,
@@ -167,8 +170,8 @@ class Agent:
             ),
             series=lambda: self.page.series_count,
         )
-        self._users = UserCode(settings.code_roots)
-        self.awaits = AwaitsSource(self.page, self._await_tables, self._users)
+        self.users = UserCode(settings.code_roots)
+        self.awaits = AwaitsSource(self.page, self._await_tables, self.users)
         self.gc = GcSource(self.page, self.clock.now)
         self.book = StallBook(self.page)
         self.profile = BlockingProfile()
@@ -178,7 +181,7 @@ class Agent:
             self.clock,
             settings.stall_threshold,
             book=self.book,
-            user_code=self._users,
+            user_code=self.users,
             pauses=lambda: list(self.gc.pauses),
             on_stall=self._on_stall,
             faults=self.faults,
@@ -287,7 +290,7 @@ class Agent:
                 self.faults,
                 AwaitTable(
                     self.clock.now,
-                    self._users,
+                    self.users,
                     threshold=settings.await_threshold,
                     sequential=settings.sequential_threshold,
                 ),
@@ -327,6 +330,25 @@ class Agent:
         """Stalls as ``/api/stalls`` lists them, those in progress first. From any thread."""
         stalls = [*self.watchdog.in_progress(), *self.book.kept(order, limit)]
         return [as_json(stall) for stall in stalls[:limit]]
+
+    def wall_profile(self, only: str | None = None) -> BlockingProfile:
+        """Where each route's time went, or one route's, running and awaiting.
+
+        Not for an event loop's thread.
+        """
+        running: dict[str, float] = defaultdict(float)
+        total: dict[str, float] = defaultdict(float)
+        for family in self.snapshot():
+            if family.metric.name == PHASE.name:
+                for (route, _, phase), raw in family.rows.items():
+                    if only not in (None, route):
+                        continue
+                    seconds = family.values(raw)[0]
+                    total[route] += seconds if phase != AFTERWARDS else 0.0
+                    running[route] += seconds if phase == LOOP_RUN else 0.0
+        waits = [wait for wait in self.awaits.stacks() if wait[0] in total]
+        blocking = [held for held in self.profile.stacks() if held[0] in total]
+        return wall_clock(waits, blocking, running, total)
 
     def live_requests(self) -> list[HttpExchange]:
         """Requests under way, on all loops. Safe from any thread."""

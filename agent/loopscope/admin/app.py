@@ -18,7 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from loopscope.admin.awaits import awaits
 from loopscope.admin.parameters import BadParameterError, choice, whole
+from loopscope.admin.requests import listed as in_flight
 from loopscope.admin.snapshot import snapshot
 from loopscope.admin.stalls import by_location
 from loopscope.agent import Agent, current_agent
@@ -55,6 +57,9 @@ class AdminApp:
                 Route("/api/snapshot", self._guarded(self.snapshot)),
                 Route("/api/stalls", self._guarded(self.stalls)),
                 Route("/api/stalls/profile", self._guarded(self.blocking_profile)),
+                Route("/api/requests", self._guarded(self.requests)),
+                Route("/api/awaits", self._guarded(self.awaits)),
+                Route("/api/awaits/profile", self._guarded(self.wall_profile)),
                 Route("/", self._guarded(self.index)),
             ]
         return Starlette(
@@ -113,6 +118,50 @@ class AdminApp:
         content = agent.profile.speedscope("event loop held")
         return _download(JSONResponse(content), "blocking.speedscope.json")
 
+    async def requests(self, request: Request) -> Response:
+        """Requests in flight, the oldest first: see ``loopscope.admin.requests``."""
+        agent = self._agent()
+        if agent is None:
+            return _not_running()
+        try:
+            limit = whole(request.query_params, "limit", default=100, most=1000)
+        except BadParameterError as error:
+            return _bad(error)
+        live = agent.live_requests()
+        stuck_after = agent.settings.stuck_after
+        found = in_flight(live, agent.users, agent.clock.now(), stuck_after, limit)
+        return JSONResponse({"in_flight": len(live), "requests": found})
+
+    async def awaits(self, request: Request) -> Response:
+        """What requests waited for: by ``route``, line and call, and what always follows on."""
+        agent = self._agent()
+        if agent is None:
+            return _not_running()
+        try:
+            limit = whole(request.query_params, "limit", default=100, most=1000)
+        except BadParameterError as error:
+            return _bad(error)
+        loop = asyncio.get_running_loop()
+        work = partial(awaits, agent, request.query_params.get("route"), limit)
+        return JSONResponse(await loop.run_in_executor(agent.renderer, work))
+
+    async def wall_profile(self, request: Request) -> Response:
+        """Where requests' time went, running and awaiting, as folded stacks or for speedscope."""
+        agent = self._agent()
+        if agent is None:
+            return _not_running()
+        try:
+            kind = choice(request.query_params, "format", ("folded", "speedscope"))
+        except BadParameterError as error:
+            return _bad(error)
+        loop = asyncio.get_running_loop()
+        route = request.query_params.get("route")
+        profile = await loop.run_in_executor(agent.renderer, agent.wall_profile, route)
+        if kind == "folded":
+            return _download(PlainTextResponse(profile.folded()), "requests.folded")
+        content = profile.speedscope("where requests' time went")
+        return _download(JSONResponse(content), "requests.speedscope.json")
+
     async def healthz(self, request: Request) -> Response:
         """That the agent answers; says nothing of the service."""
         return _not_running() if self._agent() is None else PlainTextResponse("ok\n")
@@ -126,6 +175,10 @@ class AdminApp:
             "/api/stalls     what held the event loop; ?sort=newest|longest|lost&limit=100,\n"
             "                ?group=location\n"
             "/api/stalls/profile  all of it as a profile; ?format=folded|speedscope\n"
+            "/api/requests   what is in flight, and what it is waiting for; ?limit=100\n"
+            "/api/awaits     which line waited for what; ?route=/items/{id}&limit=100\n"
+            "/api/awaits/profile  where requests' time went; ?route=,\n"
+            "                ?format=folded|speedscope\n"
             "/healthz        whether the agent answers\n"
         )
 

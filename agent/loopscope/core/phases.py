@@ -13,6 +13,8 @@ from typing import Final
 
 LOOP_RUN: Final = "loop_run"
 AWAIT_OTHER: Final = "await_other"
+AFTERWARDS: Final = "background"
+"""What comes after the last body byte, and so is no part of the duration."""
 
 PHASES: Final = (
     "loop_wait",
@@ -102,20 +104,34 @@ class Gaps:
         self._add(began, ready, doubtful, waiting_as)
         seconds[LOOP_WAIT] += ended - ready
 
+    def present(self) -> int:
+        """The phase things are in right now; ``NOWHERE`` if nothing is under way. Any thread."""
+        inside = list(self._inside)
+        for _, left, entered, _ in list(self.changes):
+            inside[left] -= 1
+            inside[entered] += 1
+        return _first(inside)
+
     def is_settled(self) -> bool:
         """Whether nothing is under way and no change of that has come in."""
         return not self.changes and not any(self._inside[:NOWHERE])
 
     def _add(self, began: float, ended: float, doubtful: float, otherwise: int) -> None:
-        inside = self._inside
         seconds = self.seconds
-        for phase in (POOL_WAIT, THREAD_WAIT, THREAD_RUN):
-            if inside[phase] > 0:
-                seconds[phase] += ended - began
-                return
+        phase = _first(self._inside)
+        if phase != NOWHERE:
+            seconds[phase] += ended - began
+            return
         if doubtful < ended:
             doubtful = max(doubtful, began)
             seconds[LOOP_WAIT] += ended - doubtful
             self.estimated += ended - doubtful
             ended = doubtful
         seconds[otherwise] += ended - began
+
+
+def _first(inside: list[int]) -> int:
+    for phase in (POOL_WAIT, THREAD_WAIT, THREAD_RUN):
+        if inside[phase] > 0:
+            return phase
+    return NOWHERE

@@ -12,7 +12,7 @@ often outgrows those of its past, and the total stays right to the second.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from heapq import nsmallest
 from typing import Final, TypeAlias
 
@@ -102,6 +102,10 @@ class BlockingProfile:
             "profiles": [profile for _, profile in profiles or [_sampled(name, [])]],
         }
 
+    def stacks(self) -> list[tuple[str, tuple[str, ...], float]]:
+        """Root, stack and seconds of all there is."""
+        return [(root, stack, seconds) for (root, stack), seconds in self._sorted()]
+
     def _sorted(self) -> list[tuple[_Key, float]]:
         """All stacks, those that begin alike together: viewers draw them as one frame."""
         return sorted(self._seconds.copy().items())
@@ -115,6 +119,42 @@ class BlockingProfile:
         kept[_OVERFLOW] = other
         self._folded += len(least)
         self._seconds = kept
+
+
+RUNNING: Final = "[running on the event loop]"
+UNSEEN: Final = "[short waits]"
+IN_TASKS: Final = "[in tasks]"
+
+_MOST_WALL_STACKS: Final = 5000
+
+
+def wall_clock(
+    waits: Iterable[tuple[str, bool, tuple[str, ...], float]],
+    blocking: Iterable[tuple[str, tuple[str, ...], float]],
+    running: Mapping[str, float],
+    total: Mapping[str, float],
+) -> BlockingProfile:
+    """Where the time of requests went, running and awaiting in one picture, a root a route.
+
+    ``waits`` are route, whether it was a task that waited, stack and seconds; ``blocking`` route,
+    stack and seconds of what held the loop for long. ``running`` and ``total`` are all seconds by
+    route. Tasks may wait at one time, so what they waited for comes on top of the total.
+    """
+    profile = BlockingProfile(_MOST_WALL_STACKS)
+    left = dict(total)
+    ran = dict(running)
+    for route, is_task, stack, seconds in waits:
+        profile.add((IN_TASKS, *stack) if is_task else stack, seconds, route)
+        left[route] = left.get(route, 0.0) - (0.0 if is_task else seconds)
+    for route, stack, seconds in blocking:
+        known = min(seconds, ran.get(route, 0.0))
+        profile.add((RUNNING, *stack), known, route)
+        ran[route] = ran.get(route, 0.0) - known
+    for route, seconds in ran.items():
+        profile.add((RUNNING,), seconds, route)
+    for route, seconds in left.items():
+        profile.add((UNSEEN,), seconds - running.get(route, 0.0), route)
+    return profile
 
 
 def _one_field(name: str) -> str:

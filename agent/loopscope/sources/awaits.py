@@ -113,6 +113,8 @@ class Waited(NamedTuple):
     """Whose coroutine waited: 0 for the request's own, else the number of its task."""
     chain: Chain
     child: str
+    alone: bool
+    """Whether nothing else of the request ran meanwhile, for which it may have waited."""
     seconds: float
 
 
@@ -162,7 +164,7 @@ class AwaitTable:
             place = self._place(route, wait)
             place.count += 1
             place.seconds += wait.seconds
-            if wait.seconds >= self._sequential:
+            if wait.alone and wait.seconds >= self._sequential:
                 sequences[wait.driver].append((place, wait.seconds))
         for sequence in sequences.values():
             if len(sequence) > 1:
@@ -331,14 +333,17 @@ class AwaitsSource:
                     found.append(Sequential(run.route, location, sites, run.requests, run.saved))
         return sorted(found, key=lambda each: each.saved_at_most, reverse=True)
 
-    def stacks(self) -> list[tuple[str, tuple[str, ...], float]]:
-        """Route, frames (outermost first, then what was waited for) and seconds of all waits."""
-        found: list[tuple[str, tuple[str, ...], float]] = []
+    def stacks(self) -> list[tuple[str, bool, tuple[str, ...], float]]:
+        """Route, whether it was a task that waited, frames and seconds of all waits.
+
+        Frames are outermost first; the last say what was waited for.
+        """
+        found: list[tuple[str, bool, tuple[str, ...], float]] = []
         for table in self._tables():
             for place in list(table.places.values()):
                 frames = self._users.described(place.chain.stack) or (UNKNOWN,)
                 ends = [f"await {end}" for end in (place.chain.leaf, place.child) if end]
-                found.append((place.route, (*frames, *ends), place.seconds))
+                found.append((place.route, place.is_task, (*frames, *ends), place.seconds))
         return found
 
     def _names(self, place: Place) -> tuple[str, str]:

@@ -89,14 +89,16 @@ class Ledger:
         if len(self.sleeps) < MOST_SLEEPS:
             self.sleeps[id(future)] = (future, until)
 
-    def note_wait(self, table: AwaitTable, driver: Driver, since: float, moment: float) -> None:
-        """A long wait of ``driver`` is over."""
+    def note_wait(
+        self, table: AwaitTable, driver: Driver, since: float, moment: float, *, alone: bool
+    ) -> None:
+        """A long wait of ``driver`` is over; ``alone`` if nothing else of it ran meanwhile."""
         if len(self.awaits) < MOST_AWAITS:
             chain = table.look(driver.coroutine, moment)
             child = ""
             if _waits_for_tasks(chain) and self.last_child[1] >= since:
                 child = self.last_child[0]
-            self.awaits.append(Waited(driver.number, chain, child, moment - since))
+            self.awaits.append(Waited(driver.number, chain, child, alone, moment - since))
 
     def close_gap(
         self, exchange: HttpExchange, woken: float, began: float, waiting_for: object

@@ -30,7 +30,16 @@ from loopscope.core.faults import Faults
 from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import DURATION_BOUNDS, LONG_BOUNDS, SIZE_BOUNDS, STEP_BOUNDS, Metric
 from loopscope.core.page import Page, PageFullError
-from loopscope.core.phases import AWAIT_OTHER, LOOP_RUN, PHASES, Stay
+from loopscope.core.phases import (
+    AFTERWARDS,
+    AWAIT_OTHER,
+    CLIENT_DOWNLOAD,
+    CLIENT_UPLOAD,
+    LOOP_RUN,
+    NOWHERE,
+    PHASES,
+    Stay,
+)
 from loopscope.core.routes import matched_route
 from loopscope.sources.awaits import AwaitTable
 from loopscope.sources.children import ChildSteps
@@ -406,7 +415,7 @@ class RequestRecorder:
         if cell.background is None or cell.background_phase is None:
             route, method = cell.key[:2]
             cell.background = self._histogram(BACKGROUND, cell)
-            cell.background_phase = self._number(PHASE, route, method, "background")
+            cell.background_phase = self._number(PHASE, route, method, AFTERWARDS)
         cell.background.observe(seconds)
         cell.background_phase.add(seconds)
 
@@ -627,6 +636,19 @@ class HttpExchange(Exchange):
         """Whether the last byte has gone out, though the app may go on."""
         return self.last_byte > 0.0 and _is_done(self.pending)
 
+    def phase(self) -> str:
+        """What it is doing right now. From any thread."""
+        if self.step_started > self.suspended:
+            return LOOP_RUN
+        if self.is_answered():
+            return AFTERWARDS
+        phase = NOWHERE if self.ledger is None else self.ledger.gaps.present()
+        if phase == NOWHERE and self.is_uploading:
+            phase = CLIENT_UPLOAD
+        elif phase == NOWHERE and self.is_sending():
+            phase = CLIENT_DOWNLOAD
+        return AWAIT_OTHER if phase == NOWHERE else PHASES[phase]
+
     def is_sending(self) -> bool:
         """Whether the server has not yet taken the latest message with a body."""
         return not (_is_done(self.sending) and _is_done(self.pending))
@@ -639,7 +661,8 @@ class HttpExchange(Exchange):
                 woken = driver.woken if driver.woken > since else 0.0
                 ledger.close_gap(self, woken, moment, waiting_for)
                 if moment - since >= table.threshold and waiting_for is not None:
-                    ledger.note_wait(table, driver, since, moment)
+                    alone = self.suspended <= since
+                    ledger.note_wait(table, driver, since, moment, alone=alone)
         except Exception as fault:
             self.lane.recorder.failed(fault)
 

@@ -1,0 +1,83 @@
+"""Requests in flight: how old each is, in which phase, and what it is waiting for right now.
+
+Looked at from the thread that answers, while the event loop goes on (or does not): a coroutine that
+is suspended shows where, and one that is running is told from its thread's stack.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from loopscope.core.chains import walk
+from loopscope.core.stacks import Stack, UserCode, take
+from loopscope.sources.requests import HttpExchange, method_label
+
+_OURS = str(Path(__file__).parents[1])
+
+MOST_TASKS = 20
+"""Tasks listed of one request."""
+
+
+def listed(
+    requests: Iterable[HttpExchange],
+    users: UserCode,
+    now: float,
+    stuck_after: float,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """``requests`` as ``/api/requests`` shows them, the oldest first, at most ``limit``.
+
+    ``now`` on the agent's clock; from an age of ``stuck_after`` seconds on they are ``stuck``.
+    """
+    oldest_first = sorted(requests, key=lambda request: request.started)
+    return [_described(request, users, now, stuck_after) for request in oldest_first[:limit]]
+
+
+def _described(
+    request: HttpExchange, users: UserCode, now: float, stuck_after: float
+) -> dict[str, Any]:
+    age = now - request.started
+    ledger = request.ledger
+    children = [] if ledger is None else list(ledger.children)
+    return {
+        "route": request.route_so_far(),
+        "method": method_label(request.scope),
+        "age_s": age,
+        "phase": request.phase(),
+        "stuck": age >= stuck_after,
+        "awaiting": _awaiting(request, users),
+        "tasks": [
+            {
+                "coroutine": getattr(child, "__qualname__", ""),
+                "awaiting": _chain(child.coroutine, users),
+            }
+            for child in sorted(children, key=lambda child: child.number)[:MOST_TASKS]
+        ],
+        "tasks_alive": len(children),
+    }
+
+
+def _awaiting(request: HttpExchange, users: UserCode) -> list[str]:
+    if request.step_started > request.suspended:
+        return list(users.described(_running(request.lane.recorder.thread)))
+    return [] if request.steps is None else _chain(request.steps.coroutine, users)
+
+
+def _chain(coroutine: object, users: UserCode) -> list[str]:
+    """Descriptions of the frames, outermost first, then of what is awaited."""
+    chain = walk(coroutine)
+    return [*users.described(chain.stack), *([chain.leaf] if chain.leaf else [])]
+
+
+def _running(thread: int) -> Stack:
+    """What a thread runs, from where we called the app on."""
+    frame = sys._current_frames().get(thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    try:
+        stack = take(frame)
+    finally:
+        del frame
+    ours = [at for at, (code, _) in enumerate(stack) if code.co_filename.startswith(_OURS)]
+    return stack[ours[-1] + 1 :] if ours else stack
