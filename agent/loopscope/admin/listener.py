@@ -23,6 +23,8 @@ logger = logging.getLogger("loopscope")
 
 _LOOPBACK = ("127.", "localhost", "::1")
 _BACKLOG = 64
+_PATIENCE = 5.0
+"""Seconds a stop may wait for the thread to begin, and again for it to end."""
 
 
 class _QuietProtocol(H11Protocol):
@@ -83,16 +85,18 @@ class AdminListener:
         self._app = AdminApp(lambda: self._agent, token=token, metrics_only=metrics_only)
         self._thread = threading.Thread(target=self._run, name="loopscope-admin", daemon=True)
         self._thread.start()
-        self._ready.wait(5.0)
         logger.info("loopscope: figures at %s/metrics", self.url)
 
     def stop(self) -> None:
         """Close the socket and end the thread."""
-        loop, stop, thread = self._loop, self._stop, self._thread
+        thread = self._thread
+        if thread is not None:
+            self._ready.wait(_PATIENCE)  # here: whoever starts us is a request that waits
+        loop, stop = self._loop, self._stop
         if loop is not None and stop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(stop.set)
         if thread is not None and thread is not threading.current_thread():
-            thread.join(5.0)
+            thread.join(_PATIENCE)
         self.abandon()
 
     def abandon(self) -> None:

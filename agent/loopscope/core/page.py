@@ -40,7 +40,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from json import dumps, loads  # by name: a service's tests may patch json.dumps and count calls
 from pathlib import Path
 from reprlib import repr as brief  # a broken key may be deep and long
@@ -68,6 +68,9 @@ DEFAULT_CAPACITY = 32 * 1024 * 1024
 _GROWTH = 256 * 1024
 _LARGEST = 1 << 30
 """No honest page is larger than this many bytes; a reader refuses to try."""
+
+_DECLARED = tuple(field.name for field in fields(Metric))
+"""What a page says of a metric. Not ``asdict``, which copies all of it to the bottom."""
 
 Labels = tuple[str, ...]
 
@@ -236,7 +239,7 @@ class Page:
             raise ValueError(f"{metric.name}: label values are text, unlike {labels!r}")
         number = self._metrics.get(metric)
         if number is None:
-            self._append(asdict(metric), 0)
+            self._append({name: getattr(metric, name) for name in _DECLARED}, 0)
             number = self._metrics[metric] = len(self._metrics)
         return [number, *labels]
 

@@ -50,10 +50,12 @@ _COMPILED: Final = (".pyx", ".pxd", ".pxi")
 that the service itself had an ``asyncpg/protocol/protocol.pyx``."""
 
 _PACKAGES: Final = tuple(f"{os.sep}{kind}-packages{os.sep}" for kind in ("site", "dist"))
-_LIBRARIES: Final = ("stdlib", "platstdlib", "purelib", "platlib")
 
 _ABOVE_US, _OURS = (os.path.normpath(Path(__file__).parents[above]) + os.sep for above in (2, 1))
 """The folder our files are named from, and the one that holds them all."""
+
+_PLACES: Final = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
+"""Where libraries are. Asked when we are imported: the first answer takes ``sysconfig`` 5 ms."""
 
 _LOOP: Final = frozenset(
     {
@@ -108,7 +110,7 @@ class UserCode:
         whole = [self._absolute(root) for root in roots]
         real = map(os.path.realpath, filter(os.path.isabs, whole))
         self._roots = _folders([*whole, *real])
-        self._libraries = _folders([_OURS, *map(sysconfig.get_path, _LIBRARIES)])
+        self._libraries = _folders([_OURS, *_PLACES])
         self._files: dict[str, _File] = {}
         self._names: dict[tuple[str, int, str], str] = {}
 

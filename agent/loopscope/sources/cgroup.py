@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from loopscope.core.histogram import Number
@@ -36,13 +37,22 @@ METRICS = (PERIODS, THROTTLED_PERIODS, THROTTLED)
 
 
 class CgroupSource:
-    """Reads ``cpu.stat``; ``root`` is where ``proc`` and ``sys`` are."""
+    """Reads ``cpu.stat``; ``root`` is where ``proc`` and ``sys`` are.
+
+    Where it is, is found out at the first refresh: a source is made while a request waits.
+    """
 
     def __init__(self, page: Page, root: Path = Path("/")) -> None:
-        self._file = find_statistics(root)
-        self._numbers = (
-            [Number(page.slots, page.allocate(metric)) for metric in METRICS] if self._file else []
-        )
+        self._page = page
+        self._root = root
+
+    @cached_property
+    def _file(self) -> Path | None:
+        return find_statistics(self._root)
+
+    @cached_property
+    def _numbers(self) -> list[Number]:
+        return [Number(self._page.slots, self._page.allocate(metric)) for metric in METRICS]
 
     def refresh(self) -> None:
         """Copy the counts. Raises ``OSError`` if the group is gone; the last counts then stand."""

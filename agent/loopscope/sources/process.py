@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from functools import cached_property
 
 import psutil
 
@@ -63,15 +64,18 @@ Reading = Callable[[], float]
 
 
 class ProcessSource:
-    """Reads this process through psutil at every refresh."""
+    """Reads this process through psutil at every refresh.
+
+    What can be read here is found out at the first one: a source is made while a request waits.
+    """
 
     def __init__(self, page: Page) -> None:
-        self._process = psutil.Process()
-        self._numbers = [
-            (Number(page.slots, page.allocate(metric, labels)), read)
-            for metric, labels, read in self._readings()
-            if _can(read)
-        ]
+        self._page = page
+        self._numbers: list[tuple[Number, Reading]] = []
+
+    @cached_property
+    def _process(self) -> psutil.Process:
+        return psutil.Process()
 
     def refresh(self) -> None:
         """Read everything once.
@@ -81,6 +85,7 @@ class ProcessSource:
         """
         failure: Exception | None = None
         with self._process.oneshot():
+            self._numbers = self._numbers or self._find()
             for number, read in self._numbers:
                 try:
                     number.set(read())
@@ -88,6 +93,14 @@ class ProcessSource:
                     failure = error
         if failure is not None:
             raise failure
+
+    def _find(self) -> list[tuple[Number, Reading]]:
+        page = self._page
+        return [
+            (Number(page.slots, page.allocate(metric, labels)), read)
+            for metric, labels, read in self._readings()
+            if _can(read)
+        ]
 
     def _readings(self) -> list[tuple[Metric, tuple[str, ...], Reading]]:
         process = self._process
