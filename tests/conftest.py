@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import uvloop
 
 from loopscope.agent import stop_agent
 from loopscope.core.faults import Faults
+from tests.blocking import no_blocking
 
 _LOOPS: list[Any] = [
     pytest.param(("asyncio", {}), id="asyncio"),
@@ -43,6 +45,14 @@ def loud_faults(request: pytest.FixtureRequest) -> Iterator[None]:
     Faults.loud = request.node.get_closest_marker("quiet_faults") is None
     yield
     Faults.loud = False
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Code of ours that blocks a running event loop fails a test that is not about that."""
+    allowed = request.node.get_closest_marker("blocking_allowed") is not None
+    with nullcontext() if allowed else no_blocking():
+        yield
 
 
 def _ours(thread: threading.Thread) -> bool:

@@ -75,20 +75,20 @@ async def call(app: Any, path: str = "/", method: str = "GET", **more: Any) -> S
     return server
 
 
+def scraped(accept: str = "") -> str:
+    """``/metrics`` now; nothing as long as no agent runs."""
+    agent = current_agent()
+    return "" if agent is None else b"".join(agent.render(accept)[0]).decode()
+
+
 def published(name: str, **labels: str) -> float:
     """One sample of ``/metrics``, summed over the label sets that agree with ``labels``."""
-    agent = current_agent()
-    if agent is None:
-        return 0.0
-    text = b"".join(agent.render("")[0]).decode()
-    return sum(float(sample.value) for sample in _samples(text, name, labels))
+    return sum(float(sample.value) for sample in _samples(scraped(), name, labels))
 
 
 def label_sets(name: str) -> list[dict[str, str]]:
     """The label sets under which a sample is published."""
-    agent = current_agent()
-    text = b"".join(agent.render("")[0]).decode() if agent is not None else ""
-    return [sample.labels for sample in _samples(text, name, {})]
+    return [sample.labels for sample in _samples(scraped(), name, {})]
 
 
 def _samples(text: str, name: str, labels: dict[str, str]) -> Iterable[Any]:

@@ -146,6 +146,7 @@ def test_a_child_does_not_write_into_its_parents_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unchanging")
+@pytest.mark.blocking_allowed  # the test itself reads the page, in the request
 def test_a_request_under_way_at_the_fork_is_its_parents(tmp_path: Path) -> None:
     """Both processes see it to its end; only the one whose page it is counts it."""
     left_behind = ""

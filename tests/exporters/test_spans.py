@@ -24,7 +24,7 @@ from loopscope import Loopscope
 from loopscope.agent import current_agent
 from loopscope.core.faults import Faults
 from tests.exporters.providers import make_provider, set_provider
-from tests.harness import Message, Server, call, http_scope, published
+from tests.harness import Message, Server, call, http_scope, published, scraped
 
 PARENT = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 
@@ -83,9 +83,7 @@ def seconds(span: ReadableSpan) -> float:
 
 
 def openmetrics() -> str:
-    agent = current_agent()
-    assert agent is not None
-    return b"".join(agent.render("application/openmetrics-text; version=1.0.0")[0]).decode()
+    return scraped("application/openmetrics-text; version=1.0.0")
 
 
 def test_a_request_is_one_server_span(spans: InMemorySpanExporter) -> None:

@@ -20,9 +20,8 @@ from opentelemetry.trace import SpanKind
 from starlette.responses import PlainTextResponse
 
 from loopscope import Loopscope
-from loopscope.agent import current_agent
 from tests.exporters.providers import make_provider, set_provider
-from tests.harness import Message, call, published
+from tests.harness import Message, call, published, scraped
 
 pytest.importorskip("fastapi.telemetry", reason="this FastAPI does not trace by itself")
 
@@ -75,9 +74,7 @@ def maker(span: ReadableSpan) -> str:
 
 
 def exemplars() -> str:
-    agent = current_agent()
-    assert agent is not None
-    text = b"".join(agent.render("application/openmetrics-text; version=1.0.0")[0]).decode()
+    text = scraped("application/openmetrics-text; version=1.0.0")
     return "\n".join(line for line in text.splitlines() if "trace_id" in line)
 
 

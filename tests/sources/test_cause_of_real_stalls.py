@@ -28,7 +28,10 @@ import pytest
 from loopscope.sources.cause import Verdict
 from tests.sources.stalling import watch
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's books")
+pytestmark = [
+    pytest.mark.blocking_allowed,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's books"),
+]
 
 LONG = 0.25
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from loopscope import Loopscope
 from loopscope.agent import current_agent
 from tests.harness import call, published
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.blocking_allowed]
 
 HOLD = 0.25
 TRIES = 4
