@@ -111,6 +111,11 @@ class Recorders:
         self.requests.abandon()
         self.websockets.abandon()
 
+    def trace_with(self, tracer: TraceExporter) -> None:
+        """Have spans of what is to come made by ``tracer``."""
+        self.requests.trace_with(tracer)
+        self.websockets.tracer = tracer
+
     def bind(self) -> None:
         """Make the calling thread and its running loop the owner."""
         self.loop = weakref.ref(asyncio.get_running_loop())
@@ -300,7 +305,11 @@ class Agent:
                 tracer=self.tracer,
             ),
             WebSocketRecorder(
-                self.page, self.clock.now, self.faults, max_series=settings.max_series
+                self.page,
+                self.clock.now,
+                self.faults,
+                max_series=settings.max_series,
+                tracer=self.tracer,
             ),
             LoopMonitor(self.page, self.clock.now, settings.stall_threshold),
             is_watched=settings.stalls,
@@ -455,7 +464,7 @@ class Agent:
         if found is not None:
             self.tracer = found
             for recorders in self._recorders:
-                recorders.requests.trace_with(found)
+                recorders.trace_with(found)
 
 
 _current: Agent | None = None

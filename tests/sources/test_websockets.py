@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from loopscope import Loopscope
+from loopscope.agent import current_agent
+from loopscope.sources.websockets import WebSocketRecorder
 from tests.harness import Message, Server, label_sets, published, websocket_scope
 
 pytestmark = pytest.mark.anyio
@@ -99,3 +101,27 @@ async def test_open_sessions_are_counted_while_they_last() -> None:
     assert seen == [1]
     assert published("loopscope_websocket_active") == 0
     assert label_sets("loopscope_websocket_active") == [{"http_route": "_UNKNOWN"}]
+
+
+@pytest.mark.parametrize("odd", [None, 7, [], {"type": "websocket.receive", "text": 7}])
+async def test_what_cannot_be_read_is_passed_on_and_counted(odd: Any) -> None:
+    """Both ways: what is wrong with a message is for the server or the application to say."""
+    received: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        received.append(await receive())
+        await send(odd)
+
+    server = Server(incoming=[odd])
+    recorders: list[WebSocketRecorder] = []
+
+    async def noting(message: Any) -> None:
+        agent = current_agent()
+        assert agent is not None
+        recorders.extend({session.recorder for session in agent.live_sessions()})
+        await server.send(message)
+
+    await Loopscope(app)(websocket_scope("/ws"), server.receive, noting)
+    assert [received, server.sent] == [[odd], [odd]]
+    expected = 1 if isinstance(odd, dict) else 2
+    assert [recorder.malformed for recorder in recorders] == [expected]

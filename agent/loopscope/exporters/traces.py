@@ -1,5 +1,7 @@
 """Traces: one SERVER span a request, by OpenTelemetry's stable HTTP conventions.
 
+A WebSocket session has one as well; ``session_spans`` says what is in it.
+
 A provider the service has set up is used and never replaced; without one, and with an OTLP endpoint
 in the environment, a provider of our own exports there, until the service sets one up after all.
 Off in every other case. The span ends with the last body byte, so its duration equals the published
@@ -29,7 +31,7 @@ import importlib
 import logging
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Token
 from dataclasses import dataclass
 from traceback import format_tb
@@ -55,6 +57,8 @@ from opentelemetry.trace import (
 from loopscope._version import __version__
 from loopscope.core.clock import Clock
 from loopscope.core.faults import Faults
+from loopscope.exporters import session_spans
+from loopscope.exporters.session_spans import Session
 
 logger = logging.getLogger("loopscope")
 
@@ -142,6 +146,19 @@ class TraceExporter:
 
         None where the application is going to make its own, or where tracing failed too often.
         """
+        method = exchange.scope["method"]
+        return self._begin(exchange, method if method in _METHODS else "HTTP", _attributes)
+
+    def begin_session(self, session: Session) -> RequestSpan | None:
+        """The same for a WebSocket session."""
+        return self._begin(session, session_spans.NAME, _session_attributes)
+
+    def _begin(
+        self,
+        exchange: Request | Session,
+        name: str,
+        attributes: Callable[[Mapping[str, Any]], dict[str, str | int]],
+    ) -> RequestSpan | None:
         if self._faults.is_off("traces") or _traces_itself(exchange.app):
             return None
         scope = exchange.scope
@@ -153,11 +170,11 @@ class TraceExporter:
         around = trace.set_span_in_context(INVALID_SPAN, context.get_current())
         parent = propagate.extract(scope, around, getter=_HEADERS)
         span = self._tracer.start_span(
-            scope["method"] if scope["method"] in _METHODS else "HTTP",
+            name,
             context=parent,
             kind=SpanKind.SERVER,
-            attributes=_attributes(scope),
-            start_time=self._nanoseconds(exchange, exchange.started),
+            attributes=attributes(scope),
+            start_time=self._nanoseconds(exchange.started, exchange.started),
         )
         inside = context.set_value(_OURS, span, trace.set_span_in_context(span, parent))
         return RequestSpan(span, context.attach(inside))
@@ -168,15 +185,34 @@ class TraceExporter:
         if span.token is None:
             return
         try:
-            # Restore the context only where it was set: a coroutine closed elsewhere has another.
-            if trace.get_current_span() is span.span:
-                context.detach(span.token)
+            _leave(span.span, span.token)
             if span.span.is_recording():
                 _describe(span.span, key)
-                self._record_exception(span.span, exchange, ended, key)
-            span.span.end(self._nanoseconds(exchange, exchange.last_byte or ended))
+                kind, outcome = key[3:]
+                if outcome == "error":
+                    at = self._nanoseconds(exchange.started, ended)
+                    _record_exception(span.span, kind, at)
+            last_byte = exchange.last_byte or ended
+            span.span.end(self._nanoseconds(exchange.started, last_byte))
         except Exception as error:
             self._faults.report("traces", error)
+
+    def end_session(
+        self, span: object, session: Session, ended: float, route: str, error: str
+    ) -> None:
+        """End a session's span; ``error`` is the type of what the app raised, or nothing."""
+        assert isinstance(span, RequestSpan)
+        if span.token is None:
+            return
+        try:
+            _leave(span.span, span.token)
+            at = self._nanoseconds(session.started, ended)
+            if span.span.is_recording():
+                session_spans.describe(span.span, session, route, error)
+                _record_exception(span.span, error, at)
+            span.span.end(at)
+        except Exception as fault:
+            self._faults.report("traces", fault)
 
     def exemplar(self, span: object) -> tuple[int, int] | None:
         """Trace and span id where the span is sampled."""
@@ -208,26 +244,9 @@ class TraceExporter:
             )
             self._sender.shutdown()  # no more attempts
 
-    def _nanoseconds(self, exchange: Request, moment: float) -> int:
-        """Unix time at ``moment``; its distance to the request's start is exact."""
-        started = exchange.started
+    def _nanoseconds(self, started: float, moment: float) -> int:
+        """Unix time at ``moment``; its distance to the start is exact."""
         return int(self._clock.wall(started) * 1e9) + round((moment - started) * 1e9)
-
-    def _record_exception(self, span: Span, exchange: Request, ended: float, key: Key) -> None:
-        """Add the exception that is on its way through the middleware, if that is the error."""
-        error = sys.exception()
-        kind, outcome = key[3:]
-        if error is None or outcome != "error" or kind.split(".")[-1] != type(error).__name__:
-            return
-        frames = "".join(format_tb(error.__traceback__, -_FRAMES))
-        span.add_event(
-            "exception",
-            {
-                "exception.type": kind,
-                "exception.stacktrace": f"Traceback (most recent call last):\n{frames}{kind}\n",
-            },
-            self._nanoseconds(exchange, ended),
-        )
 
 
 def provided_tracer(
@@ -285,6 +304,28 @@ def _otlp_exporter(environ: Mapping[str, str]) -> SpanExporter | None:
     return exporter
 
 
+def _leave(span: Span, token: Token[Context]) -> None:
+    """Restore the context only where it was set: a coroutine closed elsewhere has another."""
+    if trace.get_current_span() is span:
+        context.detach(token)
+
+
+def _record_exception(span: Span, kind: str, at: int) -> None:
+    """Add the exception that is on its way through the middleware, if it is of this ``kind``."""
+    error = sys.exception()
+    if error is None or kind.rpartition(".")[2] != type(error).__name__:
+        return
+    frames = "".join(format_tb(error.__traceback__, -_FRAMES))
+    span.add_event(
+        "exception",
+        {
+            "exception.type": kind,
+            "exception.stacktrace": f"Traceback (most recent call last):\n{frames}{kind}\n",
+        },
+        at,
+    )
+
+
 def _span_around(scope: Mapping[str, Any]) -> Span | None:
     """Somebody else's span of this very request, or a local one that was decided not to sample."""
     span: Span = getattr(scope.get("fastapi.telemetry"), "span", None) or trace.get_current_span()
@@ -317,12 +358,26 @@ def _attributes(scope: Mapping[str, Any]) -> dict[str, str | int]:
     method = scope["method"]
     attributes: dict[str, str | int] = {
         "http.request.method": method if method in _METHODS else "_OTHER",
-        "url.path": scope["path"],
         "url.scheme": scope.get("scheme", "http"),
         "network.protocol.version": scope.get("http_version", "1.1"),
+        **_places(scope),
     }
     if method not in _METHODS:
         attributes["http.request.method_original"] = method
+    return attributes
+
+
+def _session_attributes(scope: Mapping[str, Any]) -> dict[str, str | int]:
+    return {
+        "url.scheme": scope.get("scheme", "ws"),
+        "network.protocol.name": "websocket",
+        **_places(scope),
+    }
+
+
+def _places(scope: Mapping[str, Any]) -> dict[str, str | int]:
+    """What was called, by whom, and where."""
+    attributes: dict[str, str | int] = {"url.path": scope["path"]}
     if scope.get("client"):
         attributes["client.address"] = scope["client"][0]
     if scope.get("server"):

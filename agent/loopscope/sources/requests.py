@@ -905,7 +905,7 @@ class HttpExchange(Exchange):
         if outcome != ERROR:
             return (route, method, status, outcome, outcome)
         if error is not None:
-            return (route, method, status or 500, _type_name(error), ERROR)
+            return (route, method, status or 500, type_name(error), ERROR)
         if self.last_byte:
             return (route, method, status, str(status), ERROR)
         return (route, method, status or 500, "incomplete_response", ERROR)
@@ -971,7 +971,7 @@ def method_label(scope: Scope) -> str:
     return method if method in METHODS else OTHER
 
 
-def _type_name(error: BaseException) -> str:
+def type_name(error: BaseException) -> str:
     """The exception's class as OpenTelemetry wants ``error.type``: qualified, unless built in."""
     kind = type(error)
     if kind.__module__ == "builtins":

@@ -5,7 +5,9 @@ They are kept apart from HTTP requests: a session of an hour is no slow request.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.faults import Faults
@@ -21,6 +23,7 @@ from loopscope.sources.exchange import (
     Scope,
     Send,
 )
+from loopscope.sources.requests import CANCELLED, type_name
 
 DURATION = Metric(
     "loopscope_websocket_duration_seconds",
@@ -53,6 +56,17 @@ CLOSES = Metric(
 
 METRICS = (DURATION, MESSAGES, BYTES, CLOSES)
 
+
+class SessionTracer(Protocol):
+    """Makes spans of sessions; only asked when tracing is on."""
+
+    def begin_session(self, session: WebSocketExchange) -> object: ...
+
+    def end_session(
+        self, span: object, session: WebSocketExchange, ended: float, route: str, error: str
+    ) -> None: ...
+
+
 _STANDARD_CODES = frozenset(range(1000, 1016))
 
 
@@ -76,10 +90,19 @@ class WebSocketRecorder:
     """Everything one event loop's thread records about WebSockets; the only writer of its slots."""
 
     def __init__(
-        self, page: Page, now: Callable[[], float], faults: Faults, *, max_series: int
+        self,
+        page: Page,
+        now: Callable[[], float],
+        faults: Faults,
+        *,
+        max_series: int,
+        tracer: SessionTracer | None = None,
     ) -> None:
         self.now = now
         self.faults = faults
+        self.tracer = tracer
+        self.malformed = 0
+        """Messages no server or application would understand; they were passed on unread."""
         self.active: set[WebSocketExchange] = set()
         """Sessions under way. Copy before looking at it from another thread."""
         self._page = page
@@ -96,9 +119,10 @@ class WebSocketRecorder:
         return self._routes.folded + self._closes.folded
 
     def abandon(self) -> None:
-        """Let go of the page: sessions under way end without leaving a mark."""
+        """Let go of the page and the tracer: sessions under way end without leaving a mark."""
         self._routes.forget()
         self._closes.forget()
+        self.tracer = None
 
     def record(self, exchange: WebSocketExchange, route: str, ended: float) -> None:
         """Add one ended session."""
@@ -137,6 +161,7 @@ class WebSocketExchange(Exchange):
     initiator = ""
     route = ""
     """The template, once the session is accepted."""
+    span: object = None
 
     def __init__(
         self,
@@ -157,9 +182,32 @@ class WebSocketExchange(Exchange):
         scope[SCOPE_KEY] = self
         self.started = self.step_started = recorder.now()
         recorder.active.add(self)  # last: from here on other threads look at it
+        if recorder.tracer is not None:
+            self._begin_span(recorder.tracer)
+
+    @property
+    def app(self) -> object:
+        """The application that is going to answer."""
+        return self._resolver.app
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass ``message`` to the server and count it."""
+        try:
+            self._note_sent(message)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.recorder.malformed += 1  # the server will say what is wrong with the message
+        return self._send(message)
+
+    async def receive(self) -> Message:
+        """Pass on what the server has and count it."""
+        message = await self._receive()
+        try:
+            self._note_received(message)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.recorder.malformed += 1  # what to make of it is for the app to say
+        return message
+
+    def _note_sent(self, message: Message) -> None:
         kind = message.get("type")
         if kind == "websocket.send":
             self.messages_out += 1
@@ -170,18 +218,14 @@ class WebSocketExchange(Exchange):
             self._closed(str(message.get("code") or 1000), "server")
         elif kind == "websocket.http.response.start":
             self._closed(f"http_{message.get('status')}", "server")  # refused before it began
-        return self._send(message)
 
-    async def receive(self) -> Message:
-        """Pass on what the server has and count it."""
-        message = await self._receive()
+    def _note_received(self, message: Message) -> None:
         kind = message.get("type")
         if kind == "websocket.receive":
             self.messages_in += 1
             self.bytes_in += _payload_bytes(message)
         elif kind == "websocket.disconnect":
             self._closed(_client_code(message.get("code")), "client")
-        return message
 
     def route_so_far(self) -> str:
         """The route's template, as far as routing has come. From any thread."""
@@ -201,9 +245,28 @@ class WebSocketExchange(Exchange):
                 self._closed("1011", "error")
             self._closed("1006", "server")  # the app returned without closing: the server drops it
             route = self.route or self._resolver.resolve(self.scope)
-            recorder.record(self, route, self.now())
+            ended = self.now()
+            recorder.record(self, route, ended)
+            if self.span is not None and recorder.tracer is not None:
+                recorder.tracer.end_session(self.span, self, ended, route, self._error_type(error))
         except Exception as fault:
             recorder.faults.report("websockets", fault)
+
+    def _begin_span(self, tracer: SessionTracer) -> None:
+        try:
+            self.span = tracer.begin_session(self)
+        except Exception as error:
+            self.recorder.faults.report("traces", error)
+
+    def _error_type(self, error: BaseException | None) -> str:
+        """The type of what the app raised; nothing where it only passes on that its client left."""
+        if error is None or (
+            self.initiator == "client" and type(error).__name__ == "WebSocketDisconnect"
+        ):
+            return ""
+        if isinstance(error, CancelledError | GeneratorExit):
+            return CANCELLED
+        return type_name(error)
 
 
 def _payload_bytes(message: Message) -> int:
