@@ -12,10 +12,11 @@ import math
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
-from demo_app import figures, measure, screen, stack
+from demo_app import figures, measure, picture, screen, stack
 from demo_app.child import Child, ChildFailedError
 from demo_app.load import Load, Plan
 from demo_app.scrape import RestartedError, between
@@ -45,6 +46,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--concurrency", type=_whole, default=_CONCURRENCY, help="requests at a time (%(default)s)")
     add("--serve", action="store_true", help="keep running under gentle load until Ctrl-C")
     add("--admin-port", type=int, default=stack.ADMIN_PORT, help="loopscope's port (%(default)s)")
+    add("--picture", type=Path, metavar="FILE", help="also draw what was seen, as an SVG")
     return parser.parse_args(arguments)
 
 
@@ -98,7 +100,11 @@ async def _demo(out: Console, options: argparse.Namespace) -> None:
         await _drive(out, running.service, load, serving=options.serve)
         after = await measure.scrape_when_calm(running.admin_url)
         stalls = await measure.stalls(running.admin_url)
-        screen.results(out, running, load, figures.read(between(before, after)), stalls)
+        window = between(before, after)
+        seen = picture.Seen(window, figures.read(window), stalls)
+        screen.results(out, running, load, seen.figures, stalls)
+        if options.picture is not None:
+            options.picture.write_text(picture.draw(seen))
     screen.closing(out, running, serving=options.serve)
 
 
