@@ -141,7 +141,8 @@ def test_every_panel_has_something_to_show(prometheus: tuple[str, int], panel: A
         values = [float(series["value"][1]) for series in result]
         assert any(map(math.isfinite, values)) or panel["title"] in MAY_BE_EMPTY
         for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
-            assert all(label in series["metric"] for series in result)
+            # not all: a stall with no line to blame has none
+            assert not result or any(label in series["metric"] for series in result)
 
 
 @pytest.mark.parametrize("panel", PANELS)
