@@ -155,3 +155,26 @@ def test_metrics_can_be_mounted_into_the_service() -> None:
         return (await call(app, "/ops/metrics")).body
 
     assert b'http_route="/"' in asyncio.run(both())
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/api/snapshot", "/api/stalls"])
+def test_before_the_first_request_there_is_nothing_to_serve(path: str) -> None:
+    """Mounted into a service that nobody has called yet, every figure is a 503 that says why."""
+    server = asyncio.run(call(metrics_app(), path))
+    assert server.status == 503
+    assert server.body.endswith(b"it starts with the first request.\n")
+
+
+def test_the_front_page_lists_what_there_is_and_health_says_only_that() -> None:
+    """``/`` names every address; ``/healthz`` is two letters."""
+    url = running()
+    assert b"/api/stalls" in get(url + "/")[2]
+    assert get(url + "/healthz")[2] == b"ok\n"
+
+
+@pytest.mark.parametrize("query", ["?sort=worst", "?limit=many", "?group=route"])
+def test_a_parameter_that_makes_no_sense_is_a_400(query: str) -> None:
+    """The answer says what would."""
+    status, _, body = get(running() + "/api/stalls" + query)
+    assert status == 400
+    assert body.strip()
