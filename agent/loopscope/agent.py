@@ -44,6 +44,7 @@ from loopscope.sources.factory import FactorySource
 from loopscope.sources.gc import GcSource
 from loopscope.sources.in_flight import InFlightSource
 from loopscope.sources.itself import SelfSource
+from loopscope.sources.ledger import SERVERS
 from loopscope.sources.loop import LoopMonitor
 from loopscope.sources.process import ProcessSource
 from loopscope.sources.request_start import seconds_queued
@@ -102,6 +103,9 @@ class Recorders:
 
     def retire(self) -> None:
         """Take these recorders out of use: whoever holds them has to ask for new ones."""
+        if SERVERS.get(self.requests.thread) is self.requests:
+            del SERVERS[self.requests.thread]
+        self.requests.latest = None
         self.requests.thread = 0
         self.monitor.detach()
 
@@ -120,6 +124,7 @@ class Recorders:
         """Make the calling thread and its running loop the owner."""
         self.loop = weakref.ref(asyncio.get_running_loop())
         self.requests.thread = get_ident()
+        SERVERS[self.requests.thread] = self.requests
         if self.is_watched:
             self.monitor.attach()
 

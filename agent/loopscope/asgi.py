@@ -11,7 +11,6 @@ The object holds configuration only; every request gets a small object of its ow
 
 from __future__ import annotations
 
-from contextvars import Token
 from threading import get_ident
 from types import CoroutineType
 from typing import Any, Unpack
@@ -32,7 +31,6 @@ from loopscope.sources.exchange import (
     Steps,
     as_coroutine,
 )
-from loopscope.sources.ledger import CURRENT
 from loopscope.sources.requests import HttpExchange, Lane
 from loopscope.sources.websockets import WebSocketExchange
 
@@ -80,7 +78,6 @@ class Loopscope:
             if scope["type"] == "lifespan" and self._settings.enabled:
                 return await self._lifespan(scope, receive, send)
             return await self.app(scope, receive, send)
-        token = CURRENT.set(exchange)
         try:
             called: Any = self.app(scope, exchange.receive, exchange.send)
             coroutine: Any = called
@@ -94,10 +91,8 @@ class Loopscope:
                 result = await Steps(exchange, coroutine, waiting_for)
         except BaseException as error:
             exchange.finish(error)
-            _leave(token)
             raise
         exchange.finish(None)
-        _leave(token)
         return result
 
     def _exchange(self, scope: Scope, receive: Receive, send: Send) -> Exchange | None:
@@ -167,11 +162,3 @@ class Loopscope:
         finally:
             if started and agent is not None:
                 agent.leave()
-
-
-def _leave(token: Token[Exchange | None]) -> None:
-    """What runs in this context from now on is no part of the request any more."""
-    try:
-        CURRENT.reset(token)
-    except ValueError:  # a server that does not run all of a call in one context
-        CURRENT.set(None)

@@ -165,7 +165,8 @@ def name(awaited: object) -> str:
     """What to call the future-like end of a chain; "" for None.
 
     ``task:`` and the task's coroutine, ``gather``, ``shield``, ``concurrent.futures.Future`` (work
-    for an executor), or the name of the type. Never an address, never a value; never raises.
+    for an executor), or the name of the type; ``unknown`` where that cannot be had. Never an
+    address, never a value; never raises.
     """
     if awaited is None:
         return ""
@@ -179,7 +180,7 @@ def name(awaited: object) -> str:
             called = f"task:{_coroutine_name(awaited)}"
         return called[:_MAX_NAME]
     except Exception:
-        return ""
+        return _UNKNOWN
 
 
 def children(awaited: object) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMa
 from typing import Any, Protocol
 
 from loopscope.core.phases import Stay
-from loopscope.sources.ledger import LONG, Ledger
+from loopscope.sources.ledger import CURRENT, LONG, Ledger
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -82,6 +82,10 @@ class Exchange:
 
     def stepped(self, began: float, ended: float) -> None:
         """A task of it has run a step. Must not raise."""
+
+    def is_under_way(self) -> bool:
+        """Whether it has begun and not ended. From any thread."""
+        return False
 
     def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         """What to make a task of in place of ``coroutine``, which the app wants to run."""
@@ -150,6 +154,7 @@ class Steps:
         now = exchange.now
         loop_run = longest = 0.0
         argument: Any = None
+        token = CURRENT.set(exchange)
         try:
             while True:
                 moment = now()
@@ -183,6 +188,10 @@ class Steps:
             self.loop_run = loop_run
             self.longest = longest
             argument = None
+            try:
+                CURRENT.reset(token)
+            except ValueError:  # a server that does not run all of a call in one context
+                CURRENT.set(None)
 
 
 async def as_coroutine(awaitable: Awaitable[Any]) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 from loopscope.core.histogram import Number
 from loopscope.core.metric import Metric
 from loopscope.core.page import Page
-from loopscope.sources.ledger import CURRENT
+from loopscope.sources.ledger import CURRENT, current
 
 CREATED = Metric(
     "asyncio_tasks_created_total",
@@ -158,7 +158,7 @@ class TaskFactory:
         """``coroutine``, or what stands in for it as a part of the current request."""
         tally = self.tally
         tally.created += 1
-        exchange = CURRENT.get() if context is None else context.get(CURRENT)
+        exchange = current() if context is None else context.get(CURRENT)
         if exchange is not None and _is_coroutine(coroutine):
             try:
                 coroutine = exchange.adopt(coroutine)

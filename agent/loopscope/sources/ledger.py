@@ -17,6 +17,7 @@ upper bound and kept apart as ``estimated``.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from threading import get_ident
 from typing import TYPE_CHECKING, Protocol
 
 from loopscope.core.chains import Chain
@@ -41,8 +42,36 @@ MOST_SLEEPS = 1024
 """Sleeps remembered of one request, all at one time."""
 
 CURRENT: ContextVar[Exchange | None] = ContextVar("loopscope_current", default=None)
-"""Whose code this is. Inherited by the tasks and threads that copy the context, and so found there
-also after the request is over."""
+"""Whose code this is: see ``current``. Inherited by tasks and threads that copy the context, and so
+found there also after the request is over."""
+
+
+class Server(Protocol):
+    """What serves requests on one thread."""
+
+    latest: Exchange | None
+    """The one it was called for last."""
+
+
+SERVERS: dict[int, Server] = {}
+"""By the thread they serve."""
+
+
+def current() -> Exchange | None:
+    """The request whose code asks, if it is one's. It may be over.
+
+    A context variable says so, but most requests never wait, start nothing and are never asked
+    about, and should not pay for setting it. So it is set by ``Steps`` when a request first waits,
+    and here when somebody asks before that.
+    """
+    exchange = CURRENT.get()
+    server = SERVERS.get(get_ident())
+    latest = None if server is None else server.latest
+    if latest is None or latest.steps is not None or not latest.is_under_way():
+        return exchange
+    if latest is not exchange:  # this is its first step
+        CURRENT.set(latest)
+    return latest
 
 
 class LoopView(Protocol):

@@ -305,6 +305,8 @@ class RequestRecorder:
         self.is_sampled = cycle((*(SAMPLE - 1) * (False,), True))
         self.thread = 0
         """The only thread that may write; 0 once the recorder is out of use."""
+        self.latest: Exchange | None = None
+        """The request its thread was called for last."""
         self.slots = page.slots
         self.lanes: WeakSet[Lane] = WeakSet()
         """Whoever remembers cells of ours."""
@@ -615,6 +617,7 @@ class HttpExchange(Exchange):
         self.now = now = recorder.now
         self.started = self.step_started = now()
         recorder.active.add(self)  # last: from here on other threads look at it
+        recorder.latest = self
         if not plain:
             self._begin_span()
 
@@ -682,10 +685,13 @@ class HttpExchange(Exchange):
             ledger.loop_run += until - began
             ledger.longest = max(ledger.longest, ended - began)
 
+    def is_under_way(self) -> bool:
+        return self in self.lane.recorder.active
+
     def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         """What to make a task of in place of ``coroutine``, which the request wants to run."""
         recorder = self.lane.recorder
-        if self not in recorder.active or recorder.thread != get_ident():
+        if not self.is_under_way() or recorder.thread != get_ident():
             return coroutine
         return ChildSteps(coroutine, self, self.open_ledger())
 
@@ -694,7 +700,7 @@ class HttpExchange(Exchange):
 
     def stay(self) -> Stay | None:
         """Something to move from phase to phase; None once the request is over. Any thread."""
-        if self not in self.lane.recorder.active:
+        if not self.is_under_way():
             return None
         return Stay(self.open_ledger().gaps)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from loopscope.sources.children import ChildSteps
 from loopscope.sources.exchange import Driver
-from loopscope.sources.ledger import CURRENT
+from loopscope.sources.ledger import CURRENT, current
 
 _END_SLEEP: object = getattr(asyncio.futures, "_set_result_unless_cancelled", None)
 """What ``asyncio.sleep`` has called when it is over."""
@@ -108,7 +108,7 @@ def _noting(call_later: Callable[..., Any], now: Callable[[], float]) -> Callabl
         context: Context | None = None,
     ) -> Any:
         if callback is _END_SLEEP:
-            exchange = CURRENT.get()
+            exchange = current()
             if exchange is not None:
                 exchange.sleeps(arguments[0], now() + delay)
         return call_later(delay, callback, *arguments, context=context)
