@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -252,6 +255,32 @@ async def test_a_failing_task_fails_as_ever() -> None:
     assert seen[3] == "mine"
     assert str(seen[4]).endswith("stop")
     phases()
+
+
+async def test_an_exception_of_a_task_is_freed_with_the_task() -> None:
+    """Nothing of ours keeps it, or what its traceback holds, until the collector comes by."""
+
+    class Held:
+        pass
+
+    kept: list[weakref.ref[Held]] = []
+
+    async def fail(held: Held) -> None:
+        kept.append(weakref.ref(held))
+        await asyncio.sleep(10)
+
+    async def endpoint(request: Request) -> Response:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.create_task(fail(Held())), 0.01)
+        return PlainTextResponse("done")
+
+    app = service(endpoint)
+    gc.disable()
+    try:
+        await call(app)
+        assert kept[0]() is None
+    finally:
+        gc.enable()
 
 
 async def test_the_services_own_task_factory_goes_on_making_tasks() -> None:

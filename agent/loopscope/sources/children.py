@@ -47,7 +47,10 @@ class ChildSteps(Coroutine[Any, Any, Any]):
         return self._step(self.coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
-        return self._step(self.coroutine.throw, *error)
+        try:
+            return self._step(self.coroutine.throw, *error)
+        finally:
+            del error  # or it would keep itself alive, through its traceback and this frame
 
     def close(self) -> None:
         self.let_go()
@@ -82,12 +85,21 @@ class ChildSteps(Coroutine[Any, Any, Any]):
 
     def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
         exchange = self._exchange
-        if exchange is None:
-            return step(*arguments)
-        if exchange.step_started > exchange.suspended:  # started eagerly, within another step
-            return self._step_within(exchange, step, arguments)
-        now = exchange.now
-        began = now()
+        began = 0.0 if exchange is None else self._begin(exchange)
+        waiting_for = _ENDED
+        try:
+            waiting_for = step(*arguments)
+        finally:
+            del arguments
+            if exchange is not None:
+                self._end(exchange, began, waiting_for)
+        return waiting_for
+
+    def _begin(self, exchange: Exchange) -> float:
+        """When the step begins; 0.0 for one within another step, that of a task started eagerly."""
+        if exchange.step_started > exchange.suspended:
+            return 0.0
+        began = exchange.now()
         ledger = exchange.ledger
         if ledger is not None and (
             began - exchange.suspended > LONG
@@ -96,29 +108,14 @@ class ChildSteps(Coroutine[Any, Any, Any]):
         ):
             exchange.resumed(self, self._since, began, self.waiting_for)
         exchange.step_started = began
-        waiting_for = _ENDED
-        try:
-            waiting_for = step(*arguments)
-        finally:
-            ended = now()
-            exchange.suspended = ended
-            self._note(exchange, ended, waiting_for)
-            exchange.stepped(began, ended)
-        return waiting_for
+        return began
 
-    def _step_within(
-        self, exchange: Exchange, step: Callable[..., Any], arguments: tuple[Any, ...]
-    ) -> Any:
-        waiting_for = _ENDED
-        try:
-            waiting_for = step(*arguments)
-        finally:
-            self._note(exchange, exchange.now(), waiting_for)
-        return waiting_for
-
-    def _note(self, exchange: Exchange, ended: float, waiting_for: object) -> None:
-        self._since = ended
+    def _end(self, exchange: Exchange, began: float, waiting_for: object) -> None:
+        self._since = ended = exchange.now()
         self.waiting_for = waiting_for
+        if began:
+            exchange.suspended = ended
+            exchange.stepped(began, ended)
         if waiting_for is _ENDED:
             self.waiting_for = None
             if exchange.ledger is not None:
