@@ -138,3 +138,15 @@ def test_changes_are_bounded() -> None:
     for _ in range(MOST_CHANGES + 10):
         Stay(gaps).move(THREAD_WAIT, 0.0)
     assert len(gaps.changes) == MOST_CHANGES
+
+
+def test_beyond_the_bound_what_has_begun_still_ends() -> None:
+    """Nothing is left under way because too much has happened in one gap."""
+    gaps = Gaps()
+    stays = [Stay(gaps) for _ in range(MOST_CHANGES + 10)]
+    for stay in stays:
+        stay.move(THREAD_WAIT, 0.0)
+    for stay in stays:
+        stay.move(NOWHERE, 1.0)
+    assert close(gaps, 0.0, 3.0)[THREAD_WAIT] == 1.0
+    assert gaps.is_settled()

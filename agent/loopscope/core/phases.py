@@ -49,11 +49,15 @@ class Stay:
         self.awaited: object = None
 
     def move(self, phase: int, at: float) -> None:
-        """Leave the present phase and enter ``phase`` (``NOWHERE``: it is over) at that moment."""
+        """Leave the present phase and enter ``phase`` (``NOWHERE``: it is over) at that moment.
+
+        Beyond ``MOST_CHANGES`` nothing new is begun; what has begun has to find its end.
+        """
         changes = self._gaps.changes
-        if len(changes) < MOST_CHANGES:
-            changes.append((at, self.phase, phase, self))
+        left = self.phase
+        if left != NOWHERE or len(changes) < MOST_CHANGES:
             self.phase = phase
+            changes.append((at, left, phase, self))
 
 
 class Gaps:
