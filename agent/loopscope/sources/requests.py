@@ -699,8 +699,11 @@ class HttpExchange(Exchange):
         self.open_ledger().note_sleep(future, until)
 
     def stay(self) -> Stay | None:
-        """Something to move from phase to phase; None once the request is over. Any thread."""
-        if not self.is_under_way():
+        """Something to move from phase to phase; None once the request is answered. Any thread.
+
+        After the answer nobody shares out gaps any more, and stays would only pile up.
+        """
+        if not self.is_under_way() or self.is_answered():
             return None
         return Stay(self.open_ledger().gaps)
 
