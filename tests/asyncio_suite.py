@@ -48,7 +48,7 @@ def install(exchange: Endless) -> None:
         original(loop, *arguments, **options)
         TaskFactory(loop).install()
 
-    asyncio.BaseEventLoop.__init__ = init  # type: ignore[method-assign]
+    asyncio.BaseEventLoop.__init__ = init  # type: ignore[method-assign, assignment]
     CURRENT.set(exchange)
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -72,5 +73,7 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         thread.join(5.0)
     assert not list(filter(_ours, threading.enumerate()))
     assert not [hook for hook in gc.callbacks if hook.__module__.startswith("loopscope")]
+    assert not [each for each in sys.meta_path if type(each).__module__.startswith("loopscope")]
+    assert not hasattr(ThreadPoolExecutor.submit, "__wrapped__")
     unawaited: Any = vars(warnings)["_warn_unawaited_coroutine"]
     assert not unawaited.__module__.startswith("loopscope")

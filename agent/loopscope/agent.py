@@ -28,6 +28,7 @@ from prometheus_client import REGISTRY
 from loopscope._version import __version__
 from loopscope.core.clock import Clock
 from loopscope.core.faults import Faults
+from loopscope.core.imports import Imports
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.page import SUFFIX, Labels, Page, PageError, PageReader, read_file
 from loopscope.core.phases import AFTERWARDS, LOOP_RUN
@@ -58,6 +59,7 @@ from loopscope.sources.requests import (
 )
 from loopscope.sources.stalls import Order, StallBook
 from loopscope.sources.tasks import TasksSource
+from loopscope.sources.threads import ThreadsSource
 from loopscope.sources.watchdog import Running, Waiting, Watchdog
 from loopscope.sources.websockets import WebSocketExchange, WebSocketRecorder
 
@@ -199,6 +201,8 @@ class Agent:
         )
         self.tasks = TasksSource(self.page, _give_way)
         self.factories = FactorySource(self.page)
+        self.imports = Imports(self.faults)
+        self.threads = ThreadsSource(self.imports, self.faults)
         self._refreshed = (
             self.awaits,
             InFlightSource(self.page, self.live_requests, self.live_sessions),
@@ -221,7 +225,12 @@ class Agent:
 
     def start(self) -> None:
         """Hook in and open the front. Never raises: what fails is logged and left out."""
-        parts = {"gc": self.gc.start, "tasks": self.tasks.start, "admin": self._front.start}
+        parts = {
+            "gc": self.gc.start,
+            "tasks": self.tasks.start,
+            "threads": self.threads.start,
+            "admin": self._front.start,
+        }
         if self.settings.stalls:
             parts["stalls"] = self.watchdog.start
         for part, start in parts.items():
@@ -237,23 +246,27 @@ class Agent:
         self.watchdog.stop()
         self._front.stop()
         self.renderer.shutdown(wait=False, cancel_futures=True)
-        self.gc.stop()
-        self.tasks.stop()
-        self.factories.stop()
+        self._unhook()
         if self._own_tracer is not None:
             self._own_tracer.stop()
         self.page.close()
 
     def abandon(self) -> None:
         """In a forked child: let go of what is the parent's, so that a new agent can start."""
-        self.gc.stop()
-        self.tasks.stop()
-        self.factories.stop()
+        self._unhook()
         self.page.abandon()
         for recorders in self._recorders:
             recorders.abandon()
         self.watchdog.abandon()
         self._front.abandon()
+
+    def _unhook(self) -> None:
+        """Take out what is in the interpreter and in libraries. Fit for a forked child."""
+        self.imports.stop()
+        self.gc.stop()
+        self.tasks.stop()
+        self.factories.stop()
+        self.threads.stop()
 
     def enter(self) -> None:
         """An application has started up."""
