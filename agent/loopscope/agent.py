@@ -48,6 +48,7 @@ from loopscope.sources.itself import SelfSource
 from loopscope.sources.ledger import SERVERS
 from loopscope.sources.loop import LoopMonitor
 from loopscope.sources.process import ProcessSource
+from loopscope.sources.processes import ProcessesSource
 from loopscope.sources.request_start import seconds_queued
 from loopscope.sources.requests import (
     DURATION,
@@ -203,6 +204,7 @@ class Agent:
         self.factories = FactorySource(self.page)
         self.imports = Imports(self.faults)
         self.threads = ThreadsSource(self.imports, self.faults)
+        self.processes = ProcessesSource(self.imports, self.faults)
         self._refreshed = (
             self.awaits,
             InFlightSource(self.page, self.live_requests, self.live_sessions),
@@ -229,6 +231,7 @@ class Agent:
             "gc": self.gc.start,
             "tasks": self.tasks.start,
             "threads": self.threads.start,
+            "processes": self.processes.start,
             "admin": self._front.start,
         }
         if self.settings.stalls:
@@ -267,6 +270,7 @@ class Agent:
         self.tasks.stop()
         self.factories.stop()
         self.threads.stop()
+        self.processes.stop()
 
     def enter(self) -> None:
         """An application has started up."""
