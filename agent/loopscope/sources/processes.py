@@ -32,7 +32,7 @@ from loopscope.core.patch import Patch
 from loopscope.core.phases import NOWHERE, THREAD_RUN, THREAD_WAIT, Stay
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.futures import stand_in
-from loopscope.sources.ledger import CURRENT
+from loopscope.sources.ledger import current
 
 
 class _Job:
@@ -128,7 +128,7 @@ class ProcessesSource:
             if line is None:
                 workers = getattr(executor, "_max_workers", inf)
                 line = self._lines.setdefault(executor, _Line(workers))
-            line.join(future, _Job(CURRENT.get()))
+            line.join(future, _Job(current()))
             future.add_done_callback(partial(self._leave, line))
         except Exception as error:
             self._failed(error)
