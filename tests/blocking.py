@@ -20,9 +20,16 @@ from contextlib import contextmanager
 from blockbuster import BlockBuster, BlockBusterFunction
 
 import loopscope.asgi
+import loopscope.sources.children
 import loopscope.sources.exchange
+import loopscope.sources.factory
 
-_DRIVERS = [loopscope.asgi, loopscope.sources.exchange]
+_DRIVERS = [
+    loopscope.asgi,
+    loopscope.sources.children,
+    loopscope.sources.exchange,
+    loopscope.sources.factory,
+]
 
 ALLOWED: dict[tuple[str, str], str] = {
     ("loopscope/admin/listener.py", "_run"): "the admin thread's own loop, which no service is on",

@@ -24,7 +24,10 @@ from loopscope import Loopscope
 from loopscope.agent import current_agent, stop_agent
 from tests.harness import call, published
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.blocking_allowed,
+]  # wrapped, sleep is no function to pickle
 
 DURATION = "http_server_request_duration_seconds"
 SLEEP = 0.1

@@ -27,7 +27,7 @@ from starlette.routing import Route
 from loopscope import Loopscope
 from loopscope.agent import current_agent, stop_agent
 from loopscope.core.faults import Faults
-from loopscope.sources.ledger import CURRENT
+from loopscope.sources.ledger import CURRENT, current
 from tests.harness import Server, call, http_scope, published
 
 pytestmark = pytest.mark.anyio
@@ -305,7 +305,7 @@ async def test_the_thread_knows_its_request(hop: Hop) -> None:
     seen: list[object] = []
 
     async def twice(function: Callable[[], Any]) -> None:
-        seen.append(CURRENT.get())
+        seen.append(current())
         await hop(function)
 
     await call(handing(lambda: seen.append(CURRENT.get()), twice))

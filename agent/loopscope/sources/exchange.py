@@ -17,6 +17,7 @@ there are more, and calls ``finish``. Subclasses count what is particular to HTT
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from contextvars import Token
 from typing import Any, Protocol
 
 from loopscope.core.phases import Stay
@@ -188,10 +189,17 @@ class Steps:
             self.loop_run = loop_run
             self.longest = longest
             argument = None
-            try:
-                CURRENT.reset(token)
-            except ValueError:  # a server that does not run all of a call in one context
-                CURRENT.set(None)
+            _leave(exchange, token)
+
+
+def _leave(exchange: Exchange, token: Token[Exchange | None]) -> None:
+    """What runs in this context from now on is no part of ``exchange``."""
+    try:
+        CURRENT.reset(token)
+        if token.old_value is exchange:  # somebody asked before it first waited
+            CURRENT.set(None)
+    except ValueError:  # a server that does not run all of a call in one context
+        CURRENT.set(None)
 
 
 async def as_coroutine(awaitable: Awaitable[Any]) -> Any:
