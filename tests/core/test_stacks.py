@@ -290,6 +290,22 @@ def test_the_location_is_the_deepest_frame_of_the_users(project: Path) -> None:
     )
 
 
+def test_the_users_frames_begin_at_the_loop(project: Path) -> None:
+    """Innermost first, without libraries, and without what runs the loop."""
+    report = (code(f"{project}/app/report.py", "build"), 41)
+    view = (code(f"{project}/app/views.py", "report"), 12)
+    handle_run = code(f"{STDLIB}/asyncio/events.py", "_run")
+    stack: Stack = (
+        (code(f"{project}/main.py", "main"), 3),
+        (handle_run.replace(co_qualname="Handle._run"), 80),
+        view,
+        (code(f"{PACKAGES}/starlette/routing.py", "app"), 73),
+        report,
+        (code(f"{STDLIB}/json/decoder.py", "raw_decode"), 355),
+    )
+    assert UserCode().frames(stack) == [report, view]
+
+
 def test_a_real_library_frame_is_named_with_its_class() -> None:
     """As far as Python tells: C functions have no frames."""
     taken: list[Stack] = []

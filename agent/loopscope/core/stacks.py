@@ -151,18 +151,24 @@ class UserCode:
 
     def find(self, stack: Stack) -> int | None:
         """Where in ``stack`` the location is; None without any."""
-        executed: int | None = None
+        return next(iter(self._indices(stack)), None)
+
+    def frames(self, stack: Stack) -> list[tuple[CodeType, int]]:
+        """The user's frames in the loop, innermost first."""
+        return [stack[index] for index in self._indices(stack)]
+
+    def _indices(self, stack: Stack) -> list[int]:
+        found: list[int] = []
+        executed: list[int] = []
         for index in range(len(stack) - 1, -1, -1):
             code = stack[index][0]
             file = self._file(code)
             if not file.users:
                 if (file.name, code.co_qualname) in _LOOP:
                     break
-            elif file.name != _EXECUTED:
-                return index
-            elif executed is None:
-                executed = index
-        return executed
+            else:
+                (found if file.name != _EXECUTED else executed).append(index)
+        return found or executed
 
     def _file(self, code: CodeType) -> _File:
         known = self._files.get(code.co_filename)
