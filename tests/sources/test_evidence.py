@@ -19,6 +19,7 @@ from loopscope.sources.evidence import (
     ThreadClock,
     Witness,
     other_threads,
+    polls_in_kernel,
     waits_in_kernel,
 )
 
@@ -209,6 +210,39 @@ def test_the_kernels_words(
     monkeypatch.setattr(evidence, "_text", lambda path: files[path].encode())
     monkeypatch.setattr(evidence, "_MACHINE", "x86_64")
     assert waits_in_kernel(7) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "machine", "expected"),
+    [
+        ("syscall 281", "x86_64", True),
+        ("syscall 22", "aarch64", True),
+        ("syscall 230", "x86_64", False),
+        ("futex", "x86_64", False),
+        ("running", "x86_64", False),
+        ("ep_poll", "x86_64", True),
+        ("do_epoll_wait", "sparc", True),
+        ("syscall 281", "sparc", None),
+        (None, "x86_64", None),
+    ],
+)
+def test_who_waits_for_events_polls(
+    call: str | None, machine: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epoll's calls by their numbers where those are known, or the kernel's function."""
+    monkeypatch.setattr(evidence, "waits_in_kernel", lambda native_id: call)
+    monkeypatch.setattr(evidence, "_MACHINE", machine)
+    assert polls_in_kernel(7) is expected
+
+
+def test_a_brief_reading_agrees_with_a_whole_one() -> None:
+    """It leaves out what seldom changes, and nothing else."""
+    with sleeper() as thread, witness_of(thread) as witness:
+        _until_asleep(witness)
+        brief, whole = witness.brief(), witness.snapshot()
+        assert (brief.cpu, brief.runs) == (whole.cpu, whole.runs)
+        assert brief.own_cpu <= whole.own_cpu
+        assert brief.state is None
 
 
 def tree(root: Path, **files: str) -> Path:
