@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from loopscope.core.stacks import Stack
-from loopscope.sources.cause import Evidence, Oversleep, Sample, judge
+from loopscope.sources.cause import Evidence, LoopRound, Oversleep, Sample, judge
 from loopscope.sources.evidence import Moment
 
 NOTHING = Moment(
@@ -211,6 +211,49 @@ def test_the_thread_that_held_the_gil_is_named() -> None:
 def test_nobody_is_named_for_a_gil_held_without_cpu() -> None:
     """Where no thread used the CPU, the holder cannot be known, and none is accused."""
     assert "thread" not in judge(stall(runs=180, rounds=[GIL_HELD], others={8: 0.1})).facts
+
+
+def test_a_loop_that_woke_up_before_it_was_held_did_not_want_the_gil() -> None:
+    """What counts is how often it woke up while the watchdog was kept away, not in all."""
+    slept = LoopRound(1.0, 0.0, 3)
+    held = stall(runs=180, rounds=[GIL_HELD], samples=samples(count=1), loop_rounds=[slept])
+    assert judge(held).cause == "blocking_call"
+    wanted = LoopRound(1.0, 0.0, 180)
+    assert judge(replace(held, loop_rounds=[wanted])).cause == "gil_contention"
+    mixed = [LoopRound(0.2, 0.0, 170), LoopRound(0.98, 0.0, 3)]
+    assert judge(replace(held, rounds=[ON_TIME, GIL_HELD], loop_rounds=mixed)).cause != (
+        "gil_contention"
+    )
+
+
+def test_what_wakes_the_loop_anyway_is_no_request_for_the_gil() -> None:
+    """A busy loop was woken up for its own reasons in the part of the round before the hold."""
+    busy = LoopRound(1.5, 0.0, 120)
+    held = stall(runs=120, rounds=[GIL_HELD], samples=samples(count=1), loop_rounds=[busy])
+    assert judge(held).cause == "gil_contention"
+    assert judge(replace(held, usual_runs=200.0)).cause == "blocking_call"
+
+
+def test_a_loop_that_ran_itself_did_not_wait_for_the_gil() -> None:
+    """The watchdog is late because of the loop then, not of another thread."""
+    ran = LoopRound(1.0, 0.95, 180)
+    held = stall(cpu=0.45, runs=180, rounds=[GIL_HELD], loop_rounds=[ran])
+    assert judge(held).cause != "gil_contention"
+
+
+@pytest.mark.parametrize(
+    ("late", "waited"),
+    [
+        (Oversleep(0.06, 12, 0.0), 0.06),
+        (Oversleep(0.06, 12, 0.02), pytest.approx(0.04)),
+        (Oversleep(0.06, 1, 0.0), 0.0),
+        (Oversleep(0.006, 1, 0.0), 0.0),
+        (Oversleep(0.06, None, 0.0), 0.0),
+    ],
+)
+def test_waiting_for_the_gil_is_asking_for_it(late: Oversleep, waited: float) -> None:
+    """Who was late but asked for nothing, or for a CPU, or hardly late, did not wait for it."""
+    assert late.gil_wait(0.005) == waited
 
 
 def test_facts_leave_out_what_is_not_known() -> None:

@@ -11,7 +11,8 @@ wants the GIL wakes up every switch interval. The watchdog's own say whether the
 it came back late although it had asked for the GIL all the time, the GIL was held; if it came back
 late having asked for nothing, the process was not there (measured, see
 ``loopscope.sources.evidence``); if nearly all its rounds were a little late, the GIL was in demand.
-The samples say where the loop was.
+Where both were read in each round, only the loop's requests in the late ones count: in the others
+it woke up for reasons of its own. The samples say where the loop was.
 
 Hence "a worker burns CPU in C without the GIL while the loop sleeps" is the loop's blocking call
 (the watchdog was on time), "a worker holds the GIL while the loop sleeps" too (the loop asked for
@@ -27,6 +28,8 @@ What cannot be told apart, and what is said then:
   the kernel calls each a futex, so each is a ``lock``.
 * A lock waited for by C code that keeps the GIL from any other blocking call: ``blocking_call``.
 * Who held the GIL, if that thread has ended since: ``gil_contention`` without a name.
+* Many calls of one callback from a long one, where the loop's own frames are not Python's (uvloop)
+  and no task runs: ``cpu``, in the function that was seen.
 * Half a stall of one kind and half of another: one of them, or ``unknown``.
 * Without the kernel's books (macOS; sandboxes) CPU and blocking: ``unknown``.
 
@@ -59,6 +62,7 @@ _HOLDS = 0.6  # the share of the loop's wait a thread must have run to be named 
 _NOTABLE = 0.25  # the share of interference above which nothing else is certain
 _ASKING = 0.3  # GIL requests in a wait, per switch interval, that show it was a wait for the GIL
 _DISTINCT = 6  # switch intervals a wait must last for the number of requests to mean something
+_WAITED = 2  # switch intervals after which a thread that computes in Python has given the GIL away
 _BUSY = 1 / 3  # a round's average lateness, in switch intervals, that shows the GIL was in demand
 _FAULTS = 20  # waits for a disk that may well explain a call that is quick as a rule
 _ASLEEP = 0.01  # seconds; the two clocks compared are read a moment apart
@@ -103,6 +107,14 @@ class Oversleep(NamedTuple):
         """Seconds it was late for other reasons than waiting for a CPU."""
         return max(0.0, self.seconds - (self.run_wait or 0.0))
 
+    def gil_wait(self, interval: float) -> float:
+        """How much of it went by waiting for the GIL: all or nothing; little is nothing.
+
+        Whoever waits for the GIL asks for it every switch interval (``interval`` seconds).
+        """
+        asked = (self.switches or 0) * interval >= _ASKING * self.kept_away
+        return self.kept_away if asked and self.kept_away >= _WAITED * interval else 0.0
+
     @classmethod
     def between(cls, before: Moment, after: Moment, asked_s: float) -> Oversleep:
         """From what ``Witness.own`` said in one round of the watchdog and in the next.
@@ -120,6 +132,23 @@ class Oversleep(NamedTuple):
         )
 
 
+class LoopRound(NamedTuple):
+    """What the loop thread did in one round of the watchdog's. Seconds."""
+
+    lasted: float
+    cpu: float
+    runs: int
+    """Times it was put on a CPU."""
+
+    @classmethod
+    def between(cls, before: Moment, after: Moment) -> LoopRound | None:
+        """From two readings of its books; None where one of them has them not."""
+        cpu, runs = _delta(before.cpu, after.cpu), _delta(before.runs, after.runs)
+        if cpu is None or runs is None:
+            return None
+        return cls(max(0.0, after.at - before.at), cpu, int(runs))
+
+
 @dataclass(frozen=True)
 class Evidence:
     """All there is to know about one stall."""
@@ -131,6 +160,10 @@ class Evidence:
     """The first snapshot after the stall."""
     rounds: Sequence[Oversleep] = ()
     """All of the watchdog's between the two, also those that were on time."""
+    loop_rounds: Sequence[LoopRound | None] = ()
+    """The loop thread in the same rounds; empty where that was not read."""
+    usual_runs: float = 0.0
+    """Times a second the loop thread was put on a CPU before the stall, in its normal course."""
     gc_s: float = 0.0
     """Collections on the loop thread that overlap the stall."""
     samples: Sequence[Sample] = ()
@@ -226,7 +259,25 @@ class _Case:
         """For how long the loop thread may have waited for the GIL, from how often it woke up."""
         if self.runs is None or self.cpu is None:
             return None
-        return min(self.runs * self.interval, max(0.0, self.present - self.cpu))
+        by_round = [*zip(self.evidence.rounds, self.evidence.loop_rounds, strict=False)]
+        waits = [self._wait_in(*each) for each in by_round]
+        known = [wait for wait in waits if wait is not None]
+        wait = sum(known) if known and len(known) == len(waits) else self.runs * self.interval
+        return min(wait, max(0.0, self.present - self.cpu))
+
+    def _wait_in(self, late: Oversleep, loop: LoopRound | None) -> float | None:
+        """For how long the loop may have waited for the GIL in one round of the watchdog's.
+
+        Not at all where the watchdog had it at once, or late because the loop itself ran. Nor does
+        what woke the loop before it was held count.
+        """
+        if loop is None:
+            return None
+        if late.kept_away - loop.cpu < _BUSY * self.interval:
+            return 0.0
+        others = self.evidence.usual_runs * max(0.0, loop.lasted - late.seconds)
+        runs = max(0.0, loop.runs - others)
+        return min(runs * self.interval, max(0.0, loop.lasted - loop.cpu))
 
     @cached_property
     def wanted_gil(self) -> bool | None:
