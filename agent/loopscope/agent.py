@@ -59,9 +59,10 @@ from loopscope.sources.requests import (
     method_label,
 )
 from loopscope.sources.stalls import Order, StallBook
+from loopscope.sources.suspicion import Running, Waiting
 from loopscope.sources.tasks import TasksSource
 from loopscope.sources.threads import ThreadsSource
-from loopscope.sources.watchdog import Running, Waiting, Watchdog
+from loopscope.sources.watchdog import Watchdog
 from loopscope.sources.websockets import WebSocketExchange, WebSocketRecorder
 
 logger = logging.getLogger("loopscope")

@@ -20,7 +20,7 @@ STALL = Stall(
     label="app/report.py build",
     route="/report",
     method="GET",
-    victims={"/items/{id}": (11, 3.0), "/report": (1, 0.1)},
+    victims={("/items/{id}", "GET"): (11, 3.0), ("/report", "POST"): (1, 0.1)},
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -75,6 +76,82 @@ async def test_an_idle_loop_is_never_stuck(page: Page) -> None:
     monitor = await watched(page)
     assert monitor.is_running()
     assert not [each for each in monitor.ended if each[1] - each[0] > 10 * THRESHOLD]
+    monitor.detach()
+
+
+@pytest.mark.anyio
+async def test_a_hold_between_two_beats_is_seen_from_outside(page: Page) -> None:
+    """A loop that tells exactly is known to be held although no beat of its own is late."""
+    monitor = LoopMonitor(page, time.perf_counter, THRESHOLD)
+    monitor.attach()
+    assert monitor.is_exact
+    await asyncio.sleep(0.1)
+    monitor.doze(lambda: None)
+    await asyncio.sleep(0.1)
+    since: list[float] = []
+
+    def watch() -> None:
+        time.sleep(0.08)
+        since.append(monitor.stuck_since(time.perf_counter()))
+
+    watcher = threading.Thread(target=watch)
+    await asyncio.sleep(0.01)
+    watcher.start()
+    began = time.perf_counter()
+    time.sleep(0.15)  # noqa: ASYNC251  # what it is about
+    watcher.join()
+    ended = time.perf_counter()
+    await asyncio.sleep(0.02)
+    assert abs(since[0] - began) < 0.02
+    held = [each for each in monitor.ended if each[1] - each[0] >= 0.12]
+    assert len(held) == 1
+    assert abs(held[0][0] - began) < 0.02
+    assert abs(held[0][1] - ended) < 0.02
+    monitor.detach()
+
+
+@pytest.mark.anyio
+async def test_a_loop_that_rests_is_seen_to_rest_and_hardly_beats(page: Page) -> None:
+    """However long it has been polling it is not held, and its beats come seldom."""
+    monitor = await watched(page)
+    monitor.doze(lambda: None)
+    seen: list[tuple[float, float, float]] = []
+
+    def watch() -> None:
+        for _ in range(3):
+            time.sleep(0.05)
+            now = time.perf_counter()
+            seen.append((monitor.stuck_since(now), monitor.resting(now), monitor.due - now))
+
+    await asyncio.to_thread(watch)
+    assert [since for since, _, _ in seen] == [0.0] * 3
+    assert seen[-1][1] >= THRESHOLD
+    assert seen[-1][2] > 10 * THRESHOLD
+    monitor.detach()
+
+
+def test_beats_left_out_in_a_rest_count_as_on_time(page: Page) -> None:
+    """A second in which nothing had to wait weighs as much in a rest as between two requests."""
+    monitor = LoopMonitor(page, time.perf_counter, THRESHOLD)
+    monitor.interval = 1.0
+    monitor._count(0.0001)
+    assert sum(delays(page, monitor)[:-1]) == pytest.approx(1.0 / monitor._watchful)
+
+
+@pytest.mark.anyio
+async def test_a_loop_with_a_selector_calls_when_it_comes_back(page: Page) -> None:
+    """For whatever it comes back; but its own beat alone wakes nobody."""
+    monitor = await watched(page)
+    if not monitor.has_selector:
+        pytest.skip("has no selector to tell by")
+    calls: list[float] = []
+    monitor.doze(lambda: calls.append(time.perf_counter()))
+    loop = asyncio.get_running_loop()
+    timer = monitor._timer
+    assert timer is not None
+    await asyncio.sleep(max(0.0, timer.when() - loop.time()) + 0.2)
+    assert len(calls) == 1
+    assert calls[0] > monitor.due - 1.0
     monitor.detach()
 
 

@@ -49,6 +49,13 @@ def sleep_with_gil() -> None:
     ctypes.PyDLL(None).usleep(int(HOLD * 1e6))
 
 
+def sleep_with_gil_and_tail() -> None:
+    sleep_with_gil()
+    until = time.perf_counter() + HOLD / 5
+    while time.perf_counter() < until:
+        pass
+
+
 def wait_for_lock() -> None:
     lock = threading.Lock()
     lock.acquire()
@@ -77,7 +84,8 @@ HOLDS: dict[str, tuple[Callable[[], None], str]] = {
 
 async def holds(request: Request) -> Response:
     await asyncio.sleep(0.001)
-    HOLDS[request.path_params["how"]][0]()
+    how = request.path_params["how"]
+    (HOLDS[how][0] if how in HOLDS else globals()[how])()
     return PlainTextResponse("held")
 
 
@@ -251,6 +259,58 @@ async def test_a_stall_can_be_seen_while_it_lasts() -> None:
     assert seen[0]["location"].endswith(" sleep")
     assert 0 < seen[-1]["held"] <= seen[0]["duration_s"] + 0.1
     assert not (await stalls())[0]["in_progress"]
+
+
+async def test_a_hold_after_a_rest_is_caught() -> None:
+    """A watchdog that sleeps because the loop does is there when the loop is held."""
+    app = service()
+
+    async def attempt() -> None:
+        await call(app, "/wait/1")
+        await asyncio.sleep(0.4)
+        asyncio.get_running_loop().call_soon(time.sleep, 0)
+        asyncio.get_running_loop().call_later(0.01, sleep)
+        await asyncio.sleep(0.02)
+
+    stall = await tried(attempt, lambda stall: stall["location"] != "")
+    assert stall["cause"] == "blocking_call"
+    assert stall["location"].endswith(" sleep")
+    assert stall["duration_s"] >= HOLD - 0.01
+    assert not stall["is_estimate"]
+
+
+async def test_nobody_looks_often_at_a_loop_that_rests() -> None:
+    """The watchdog of a service without requests comes round far less often than of a busy one."""
+    app = service()
+    await call(app, "/wait/1")
+    agent = current_agent()
+    assert agent is not None
+    looks: list[float] = []
+    look = agent.watchdog._look_around
+
+    def counted(pause: float) -> float:
+        looks.append(time.perf_counter())
+        return look(pause)
+
+    agent.watchdog._look_around = counted  # type: ignore[method-assign]
+    await call(app, "/wait/100")
+    busy = len(looks)
+    await asyncio.sleep(0.2)
+    looks.clear()
+    await asyncio.sleep(0.6)
+    assert len(looks) < busy
+
+
+async def test_the_call_that_kept_the_interpreter_is_named_not_what_came_after() -> None:
+    """Innocent code that runs when the watchdog is first let in again is not blamed."""
+    app = service()
+
+    async def attempt() -> None:
+        await call(app, "/hold/sleep_with_gil_and_tail")
+
+    stall = await tried(attempt, lambda stall: stall["location"] != "")
+    assert stall["cause"] == "blocking_call"
+    assert stall["location"].endswith(" sleep_with_gil")
 
 
 async def test_a_short_threshold_finds_short_stalls() -> None:

@@ -25,7 +25,8 @@ from loopscope.core.stall import Stall
 from loopscope.sources.gc import GcSource
 from loopscope.sources.loop import LoopMonitor
 from loopscope.sources.stalls import StallBook
-from loopscope.sources.watchdog import Running, Waiting, Watchdog
+from loopscope.sources.suspicion import Running, Waiting
+from loopscope.sources.watchdog import Watchdog
 
 NAME = "selftest"
 HELP = "Hold a scratch event loop in known ways and print what loopscope sees of it here."

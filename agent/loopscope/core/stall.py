@@ -29,10 +29,10 @@ class Stall:
     in_progress: bool = False
     is_estimate: bool = False
     """Whether the duration is inferred from a late heartbeat, good to half a beat."""
-    victims: Mapping[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
-    """By route: how many requests, and their seconds."""
-    waits: Mapping[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
-    """The same seconds by route and method."""
+    victims: Mapping[tuple[str, str], tuple[int, float]] = field(
+        default_factory=dict[tuple[str, str], tuple[int, float]]
+    )
+    """By route and method: how many requests had to wait, and their seconds."""
     stacks: tuple[tuple[tuple[str, ...], float], ...] = ()
     """Stacks seen, outermost frame first, each with the seconds it stands for."""
     evidence: Mapping[str, float | int | str] = field(default_factory=dict[str, float | int | str])
@@ -62,11 +62,17 @@ def as_json(stall: Stall) -> dict[str, Any]:
         "victims": {
             "requests": sum(requests for requests, _ in stall.victims.values()),
             "seconds": stall.lost,
-            "by_route": {
-                route: {"requests": requests, "seconds": seconds}
-                for route, (requests, seconds) in stall.victims.items()
-            },
+            "by_route": _by_route(stall),
         },
         "stacks": [{"frames": list(frames), "seconds": s} for frames, s in stall.stacks],
         "evidence": dict(stall.evidence),
     }
+
+
+def _by_route(stall: Stall) -> dict[str, dict[str, float]]:
+    routes: dict[str, dict[str, float]] = {}
+    for (route, _), (requests, seconds) in stall.victims.items():
+        known = routes.setdefault(route, {"requests": 0, "seconds": 0.0})
+        known["requests"] += requests
+        known["seconds"] += seconds
+    return routes

@@ -7,11 +7,16 @@ omission), and the histogram's p99 is what a request arriving at random would ha
 
 Where the loop polls through a selector of Python's (asyncio), that selector is wrapped as well. It
 knows exactly when the loop goes idle and when it comes back, so there each iteration's length is
-known and nothing has to be inferred from late beats. uvloop polls in C and shows nothing: there a
-late beat is all there is, half a beat less precise.
+known and nothing has to be inferred from late beats. uvloop polls in C, but can be asked when it
+last came back from it (``sources.libuv``). If that was a while ago and the loop's thread is not
+polling, the loop is held, exactly since then; when it ends is told by a callback that was posted
+meanwhile. Of any other loop a late beat is all there is, half a beat less precise.
 
-Everything here runs on the loop's thread and does a fixed, small amount of work, also when a stall
-ends. ``sources.stalls`` reads what is left behind from a thread of its own.
+A loop that rests costs next to nothing: its beats are a second apart (waking an idle process takes
+ten times the CPU that a beat takes in a busy one), and the watchdog sleeps until it is called.
+
+What runs on the loop's thread does a fixed, small amount of work, also when a stall ends.
+``sources.watchdog`` reads what is left behind from a thread of its own.
 """
 
 from __future__ import annotations
@@ -25,13 +30,16 @@ import weakref
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 from loopscope.core.histogram import Number
 from loopscope.core.metric import STEP_BOUNDS, Metric
 from loopscope.core.page import Page
+from loopscope.sources.evidence import polls_in_kernel
+from loopscope.sources.libuv import last_poll
 from loopscope.sources.wakeups import LONG_PASS, WakeUps
 
 DELAY = Metric(
@@ -57,8 +65,15 @@ Interval = tuple[float, float]
 """Two moments on the agent's clock: from when, until when."""
 
 _MOST_ENDED = 256
-_DOZING = 0.25  # seconds between beats of an idle loop that can call the watchdog
-_BUSY = 0.1  # the share of CPU from which a loop is no idle one
+"""Holds that wait for the watchdog to take them."""
+_DOZING = 1.0
+"""Seconds between the beats of a loop that rests."""
+_SAME = 0.003
+"""Seconds: a loop that last polled as long after our own beat did nothing else since."""
+_BUSY = 0.1
+"""The share of CPU from which a loop is no idle one."""
+_RUNS = frozenset(("run_forever", "run_until_complete"))
+"""What the code calls that runs a loop, whatever ran it when it last beat."""
 _EMPTY = contextvars.Context()
 
 
@@ -70,8 +85,10 @@ class LoopMonitor:
 
     def __init__(self, page: Page, now: Callable[[], float], threshold: float) -> None:
         self.threshold = threshold
+        self._patience = max(0.005, threshold / 2)
         self._brisk = max(threshold / 5, 0.005)
         self._calm = max(threshold / 2, 0.01)
+        self._watchful = max(threshold * 0.8, 0.04)
         self.interval = self._brisk
         """Seconds from the last beat to the next: few where the loop tells more, or is idle."""
         self.ended: deque[Interval] = deque(maxlen=_MOST_ENDED)
@@ -83,6 +100,8 @@ class LoopMonitor:
         self.busy_since = 0.0
         """When a selector's loop came back from polling; 0.0 while it polls."""
         self.has_selector = False
+        self.is_exact = False
+        """Whether the loop tells when it was held, so that nothing has to be estimated."""
         self.thread = 0
         self.native_id = 0
         self.blocked = 0.0
@@ -97,6 +116,10 @@ class LoopMonitor:
         """The code that runs a loop whose own frames are not Python's."""
         self._loop: Callable[[], asyncio.AbstractEventLoop | None] = lambda: None
         self._cpu_before = 0.0
+        self._last_poll: Callable[[], float] | None = None
+        self._held_since = 0.0
+        self._resting_since = 0.0
+        self._beaten = 0.0
         self._wake: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._restore: Callable[[], None] = lambda: None
@@ -121,6 +144,8 @@ class LoopMonitor:
         self.base = None
         self._wakeups.attach(loop)
         self._wrap_selector(getattr(loop, "_selector", None))
+        self._last_poll = None if self.has_selector else last_poll(loop)
+        self.is_exact = self.has_selector or self._last_poll is not None
         self._generation += 1
         self._schedule(loop)
 
@@ -136,19 +161,85 @@ class LoopMonitor:
 
     def forget(self) -> None:
         """What was measured last is no beginning: the loop has stopped, or will."""
-        self.due = self.busy_since = 0.0
+        self.due = self.busy_since = self._held_since = self._resting_since = 0.0
+        self.base = None
 
     def is_running(self) -> bool:
         loop = self._loop()
         return loop is not None and loop.is_running()
 
     def stuck_since(self, now: float) -> float:
-        """Since when the loop has not come round, as far as that can be seen; 0.0 if it has."""
+        """Since when the loop has not come round, as far as that can be seen; 0.0 if it has.
+
+        From any thread but the loop's own.
+        """
         due = self.due
         if self.has_selector:
-            # A loop that has polled for longer than to its next beat wants the interpreter back.
-            return self.busy_since or (due if due and now - due > self.interval else 0.0)
-        return due - self.interval / 2 if due and now > due else 0.0
+            # A loop that polls although its beat is due wants the interpreter back.
+            return self.busy_since or (due if due and now - due > self._brisk else 0.0)
+        if self._last_poll is None:
+            return due - self.interval / 2 if due and now > due else 0.0
+        if not self._held_since:
+            self._find_hold(now, self._last_poll)
+        return self._held_since
+
+    def resting(self, now: float) -> float:
+        """For how long the loop has been polling, as far as that can be seen; 0.0 if it has not."""
+        since = self._polling_since if self.has_selector else self._resting_since
+        return max(0.0, now - since) if since else 0.0
+
+    def _find_hold(self, now: float, read: Callable[[], float]) -> None:
+        """Set since when a loop in C is held, and have it say when that is over."""
+        loop, due = self._loop(), self.due
+        if loop is None or not due:
+            return
+        polled = since = read()
+        if now - polled < self._patience:
+            if abs(polled - self._beaten) > _SAME:
+                self._resting_since = 0.0
+            return
+        if polled == self._resting_since or self._is_polling():
+            self._resting_since = polled
+            if now - due <= self._brisk:
+                return
+            since = due  # it wants the interpreter, or a CPU
+        self._held_since = since
+        if read() == polled:
+            self._ask(loop)
+        else:  # it came round just now
+            self._held_since = 0.0
+
+    def _is_polling(self) -> bool:
+        """Whether the thread of a loop in C waits for something to do.
+
+        Under a frame of Python's it does not. Without one it may still be in a function of C's that
+        was scheduled directly, or be waiting for the interpreter with something to do.
+        """
+        frame = _frame_of(self.thread)
+        code = None if frame is None else frame.f_code
+        del frame
+        is_outside = code is None or code is self.base or not _RUNS.isdisjoint(code.co_names)
+        return is_outside and polls_in_kernel(self.native_id) is not False
+
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have a loop in C say when it comes round. From any thread."""
+        with suppress(RuntimeError):  # it was closed a moment ago
+            loop.call_soon_threadsafe(self._answer, self._generation, context=_EMPTY)
+
+    def _answer(self, generation: int) -> None:
+        loop = self._loop()
+        if generation != self._generation or loop is None:
+            return
+        self._beaten = now = self._now()
+        self._came_round(now)
+        if self._wake is None:
+            self._hurry(loop)
+
+    def _came_round(self, now: float) -> None:
+        """A loop without a selector has come round: if it was held, that is over."""
+        since, self._held_since = self._held_since, 0.0
+        if since and now - since >= self.threshold:
+            self._note_stall(since, now)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         cpu = time.thread_time()
@@ -156,63 +247,98 @@ class LoopMonitor:
         self._cpu_before = cpu
         self.due = self._now() + interval
         self._timer = loop.call_later(interval, self._beat, self._generation, context=_EMPTY)
+        self._beaten = self._now()
+
+    def _hurry(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Something happens after a rest: have the next beat sooner than was planned."""
+        if self.interval == _DOZING and self._timer is not None:
+            self._timer.cancel()
+            self._schedule(loop)
 
     def _next_interval(self, cpu: float) -> float:
-        """Waking an idle process costs ten times what a beat costs a busy one."""
+        """Few beats where the loop tells more, or is idle."""
         if self._wake is not None:
-            return _DOZING if self.has_selector else 2 * self._calm
-        if self.has_selector:
-            return max(self._calm, 0.05)
+            return _DOZING
+        if self.is_exact:
+            return self._watchful
         return self._brisk if cpu - self._cpu_before >= _BUSY * self.interval else self._calm
 
     def doze(self, wake: Callable[[], None]) -> None:
-        """Nothing has happened for a while: beat slowly, and call ``wake`` when something does."""
+        """The loop rests: let it beat slowly and, if it can, call ``wake`` as it comes back."""
         self._wake = wake
 
-    def rouse(self) -> None:
-        """Something happens again."""
+    def attend(self) -> None:
+        """It does not any more, as the watchdog has seen."""
+        if self._wake is None:
+            return
+        self._wake = None
+        loop = self._loop()
+        if loop is not None and not self.has_selector:
+            self._ask(loop)
+
+    def _rouse(self) -> None:
+        """It comes back, and has something to do."""
         wake, self._wake = self._wake, None
-        if wake is not None:
+        loop = self._loop()
+        if wake is not None and loop is not None:
             wake()
+            self._hurry(loop)
+
+    def _beats_only(self) -> bool:
+        """Whether a loop with timers of Python's has come back for nothing but our beat."""
+        timers: Any = getattr(self._loop(), "_scheduled", None)
+        if self._timer is None or not timers or timers[0] is not self._timer:
+            return False
+        soon = self._timer.when() + self._patience  # it is a heap: the next is one of two
+        return all(timer.when() > soon for timer in timers[1:3])
 
     def _beat(self, generation: int) -> None:
         loop = self._loop()
         if generation != self._generation or loop is None:
             return  # detached in the meantime
         due = self.due
-        if self.base is None and not self.has_selector:
+        if not self.has_selector:
             self.base = _caller()
         if due:
             now = self._now()
             late = max(0.0, now - due)
             self._count(late)
             self._wakeups.beat(late, now)
-            held_since = due - self.interval / 2
-            if not self.has_selector and now - held_since >= self.threshold:
-                self._note_stall(held_since, now)
+            if not self.has_selector:
+                self._held_since = self._held_since or self._estimate(due)
+                self._came_round(now)
         self._schedule(loop)
+
+    def _estimate(self, due: float) -> float:
+        """When a hold began of which nothing is known but that the beat was due in it."""
+        return due if self._resting_since else due - min(self.interval, self._watchful) / 2
 
     def _note_stall(self, began: float, ended: float) -> None:
         self.latest_stall = (began, ended)
         self.ended.append(self.latest_stall)
 
     def _count(self, late: float) -> None:
-        """Add one delay, and those of the beats it swallowed, without a loop over them."""
+        """Add one delay, and those of the beats it swallowed, without a loop over them.
+
+        The beats a loop left out while it rested would have been no later than the one that came.
+        """
         slots = self._slots
         base = self._delays
-        if late <= self.interval:
-            slots[base + bisect_left(STEP_BOUNDS, late)] += 1.0
-            slots[base + len(STEP_BOUNDS) + 1] += late
+        interval = min(self.interval, self._watchful)
+        if late <= interval:
+            beats = max(1, round(self.interval / interval))
+            slots[base + bisect_left(STEP_BOUNDS, late)] += beats
+            slots[base + len(STEP_BOUNDS) + 1] += beats * late
             return
-        beats = int(late / self.interval) + 1
+        beats = int(late / interval) + 1
         left = beats
         for number, bound in enumerate((*STEP_BOUNDS, inf)):
-            if left and late - (left - 1) * self.interval <= bound:
+            if left and late - (left - 1) * interval <= bound:
                 # Of late - k * interval (k = 0 ... left - 1), those that are at most this bound.
-                above = 0 if bound >= late else min(left, int((late - bound) / self.interval) + 1)
+                above = 0 if bound >= late else min(left, int((late - bound) / interval) + 1)
                 slots[base + number] += left - above
                 left = above
-        slots[base + len(STEP_BOUNDS) + 1] += beats * late - self.interval * beats * (beats - 1) / 2
+        slots[base + len(STEP_BOUNDS) + 1] += beats * late - interval * beats * (beats - 1) / 2
 
     def _wrap_selector(self, selector: Any) -> None:
         self.has_selector = hasattr(selector, "select") and hasattr(selector, "__dict__")
@@ -249,8 +375,8 @@ class LoopMonitor:
                 note_stall(began + timeout, back)
                 polled = timeout
             self._polled += polled
-            if events and self._wake is not None:
-                self.rouse()
+            if self._wake is not None and (events or not self._beats_only()):
+                self._rouse()
             return events
 
         def restore() -> None:
@@ -280,6 +406,11 @@ class LoopMonitor:
         """Counters never go back, however the estimates are mended."""
         self._busy.set(max(self._busy.value, busy))
         self._idle.set(max(self._idle.value, idle))
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    """A thread's innermost frame. The name is private, the function documented."""
+    return sys._current_frames().get(thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _caller() -> CodeType:

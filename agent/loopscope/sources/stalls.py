@@ -102,7 +102,7 @@ class StallBook:
         duration = self._durations.admit(stall.cause)
         if duration is not None:
             duration.observe(stall.duration_s)
-        for route, (requests, seconds) in stall.victims.items():
+        for (route, _), (requests, seconds) in stall.victims.items():
             numbers = self._routes.admit(route)
             if numbers is not None:
                 numbers[0].add(requests)
