@@ -19,6 +19,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
 
 from loopscope.core.chains import Chain
 from loopscope.core.phases import CLIENT_DOWNLOAD, CLIENT_UPLOAD, NOWHERE, Gaps
@@ -104,8 +105,9 @@ class Ledger:
         """Seconds of the longest of these steps."""
         self.tasks = 0
         """How many tasks were made for it."""
-        self.children: set[ChildSteps] = set()
-        """Those of them that have not ended."""
+        self.children: WeakSet[ChildSteps] = WeakSet()
+        """Those of them that have not ended. Weakly: a task that nobody waits for or will wake is
+        garbage, and asyncio says so."""
         self.last_child: tuple[str, float] = ("", 0.0)
         """Which of them ended last, by the name of its coroutine, and when."""
         self.awaits: list[Waited] = []
