@@ -192,6 +192,7 @@ async def test_what_its_tasks_run_is_the_requests(work: Callable[[], Awaitable[N
     seconds = phases()
     assert seconds["loop_run"] >= 0.04
     assert published("loopscope_request_tasks_sum") >= 2
+    assert published("loopscope_request_task_seconds_total") > seconds["await_other"]
     assert published("loopscope_request_tasks_outliving_total") == 0
 
 

@@ -26,15 +26,15 @@ _NAMES: Final = frozenset(("__name__", "__qualname__"))
 class ChildSteps(Coroutine[Any, Any, Any]):
     """A coroutine whose steps are steps of ``exchange``, as long as that is under way."""
 
-    __slots__ = ("__weakref__", "_exchange", "_since", "coroutine", "number", "waiting_for",
-                 "woken")  # fmt: skip
+    __slots__ = ("__weakref__", "_exchange", "_since", "coroutine", "made", "number",
+                 "waiting_for", "woken")  # fmt: skip
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], exchange: Exchange, ledger: Ledger
     ) -> None:
         self.coroutine = coroutine
         self._exchange: Exchange | None = exchange
-        self._since = exchange.now()
+        self.made = self._since = exchange.now()
         """When its latest step ended, or it was made."""
         self.waiting_for: object = None
         """What its latest step yielded."""
@@ -120,6 +120,7 @@ class ChildSteps(Coroutine[Any, Any, Any]):
             self.waiting_for = None
             if exchange.ledger is not None:
                 exchange.ledger.last_child = (_name(self.coroutine), ended)
+                exchange.ledger.task_seconds += ended - self.made
             self.let_go()
 
     # What asyncio, debuggers and other profilers ask a coroutine for.

@@ -95,7 +95,7 @@ class Ledger:
     """Everything about one request's waits, and about the tasks it made."""
 
     __slots__ = ("awaits", "children", "gaps", "last_child", "longest",
-                 "loop_run", "sleeps", "tasks")  # fmt: skip
+                 "loop_run", "sleeps", "task_seconds", "tasks")  # fmt: skip
 
     def __init__(self) -> None:
         self.gaps = Gaps()
@@ -105,6 +105,8 @@ class Ledger:
         """Seconds of the longest of these steps."""
         self.tasks = 0
         """How many tasks were made for it."""
+        self.task_seconds = 0.0
+        """For how long those of them were there that have ended, all together."""
         self.children: WeakSet[ChildSteps] = WeakSet()
         """Those of them that have not ended. Weakly: a task that nobody waits for or will wake is
         garbage, and asyncio says so."""

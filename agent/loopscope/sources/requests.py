@@ -155,6 +155,14 @@ TASKS = Metric(
     _BY_ROUTE,
     bounds=(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0),
 )
+TASK_SECONDS = Metric(
+    "loopscope_request_task_seconds_total",
+    "counter",
+    "Seconds for which tasks of requests were there, each of them counted: next to the duration, "
+    "how much was going on at one time.",
+    ("http_route", "http_request_method"),
+    unit="seconds",
+)
 OUTLIVING = Metric(
     "loopscope_request_tasks_outliving_total",
     "counter",
@@ -182,6 +190,7 @@ METRICS = (
     STREAM_DURATION,
     ESTIMATED,
     TASKS,
+    TASK_SECONDS,
     OUTLIVING,
     QUEUE,
 )
@@ -233,7 +242,7 @@ class _Cell:
 
     __slots__ = ("background", "background_phase", "chunks", "duration_apart", "durations",
                  "estimated", "first_byte_apart", "key", "outliving", "phases", "request_size",
-                 "sizes", "steps", "stream", "stream_outcome", "sums", "tasks")  # fmt: skip
+                 "sizes", "steps", "stream", "stream_outcome", "sums", "task_seconds", "tasks")  # fmt: skip
 
     def __init__(self, key: Key, block: int) -> None:
         self.key = key
@@ -253,6 +262,7 @@ class _Cell:
         self.phases: dict[str, Number] = {}
         self.estimated: Number | None = None
         self.tasks: Histogram | None = None
+        self.task_seconds: Number | None = None
         self.outliving: Number | None = None
 
 
@@ -446,14 +456,17 @@ class RequestRecorder:
         return number
 
     def _record_tasks(self, cell: _Cell, ledger: Ledger) -> None:
-        if cell.tasks is None or cell.outliving is None:
+        if cell.tasks is None or cell.task_seconds is None or cell.outliving is None:
             cell.tasks = self._histogram(TASKS, cell)
+            cell.task_seconds = self._number(TASK_SECONDS, *cell.key[:2])
             cell.outliving = self._number(OUTLIVING, *cell.key[:2])
         cell.tasks.observe(ledger.tasks)
-        if ledger.children:
-            cell.outliving.add(len(ledger.children))
-            for child in list(ledger.children):
-                child.let_go()
+        seconds = ledger.task_seconds
+        for child in list(ledger.children):
+            seconds += self.now() - child.made
+            cell.outliving.add()
+            child.let_go()
+        cell.task_seconds.add(seconds)
 
     def _record_chunks(self, cell: _Cell, count: int) -> None:
         if cell.chunks is None:
