@@ -242,7 +242,8 @@ class _Cell:
 
     __slots__ = ("background", "background_phase", "chunks", "duration_apart", "durations",
                  "estimated", "first_byte_apart", "key", "outliving", "phases", "request_size",
-                 "sizes", "steps", "stream", "stream_outcome", "sums", "task_seconds", "tasks")  # fmt: skip
+                 "sizes", "steps", "stream", "stream_outcome", "sums", "task_seconds",
+                 "tasks")  # fmt: skip
 
     def __init__(self, key: Key, block: int) -> None:
         self.key = key
