@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from loopscope.core.metric import Metric
 from loopscope.sources import (
+    awaits,
     cgroup,
     factory,
     gc,
@@ -29,6 +30,7 @@ SOURCES = (
     stalls,
     tasks,
     factory,
+    awaits,
     process,
     cgroup,
     gc,
