@@ -12,11 +12,14 @@ from contextlib import asynccontextmanager
 from typing import Annotated, TypedDict, cast
 
 import httpx
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from starlette.requests import HTTPConnection
 
 from demo_app import database
 from demo_app.feed import Feed
+
+_THREADS = 8  # for plain functions; anyio's 40 are many for a container of one CPU
 
 
 class Resources(TypedDict):
@@ -30,6 +33,7 @@ class Resources(TypedDict):
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[Resources]:
     """Open everything, fill the shelves, and close it all again when the service stops."""
+    current_default_thread_limiter().total_tokens = _THREADS
     async with (
         database.connect(os.environ["DEMO_DATABASE"]) as pool,
         _upstream_client(os.environ["DEMO_UPSTREAM"]) as upstream,

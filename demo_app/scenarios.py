@@ -77,6 +77,11 @@ async def ask_for_offer(customer: Customer) -> int:
     ).status_code
 
 
+async def ask_for_arrival(customer: Customer) -> int:
+    """Ask how soon an article could be there."""
+    return (await customer.http.get(f"/api/products/{customer.sku()}/arrival")).status_code
+
+
 async def print_label(customer: Customer) -> int:
     """Print a shelf label."""
     return (await customer.http.get(f"/api/products/{customer.sku()}/label")).status_code
@@ -152,9 +157,10 @@ async def probe(customer: Customer) -> int:
 
 SCENARIOS = (
     Scenario(Endpoint("GET", "/api/products"), 18, search),
-    Scenario(Endpoint("GET", "/api/products/{sku}"), 28, look),
+    Scenario(Endpoint("GET", "/api/products/{sku}"), 26, look),
     Scenario(Endpoint("GET", "/api/products/{sku}"), 2, look_for_nothing),
     Scenario(Endpoint("GET", "/api/products/{sku}/offer"), 10, ask_for_offer),
+    Scenario(Endpoint("GET", "/api/products/{sku}/arrival"), 2, ask_for_arrival),
     Scenario(Endpoint("GET", "/api/products/{sku}/label"), 6, print_label),
     Scenario(Endpoint("POST", "/api/orders"), 8, place_order),
     Scenario(Endpoint("GET", "/api/orders/{number}"), 12, read_order),

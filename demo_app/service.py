@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from demo_app.middleware import Audit
 from demo_app.resources import lifespan
 from demo_app.routes import ROUTERS
 from loopscope import Loopscope
@@ -14,6 +15,7 @@ def create_app() -> FastAPI:
     app = FastAPI(title="The loopscope demo shop", lifespan=lifespan)
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(Audit)
     app.add_middleware(Loopscope)
     return app
 

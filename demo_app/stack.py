@@ -18,6 +18,9 @@ from demo_app.child import Child, running
 HOST = "127.0.0.1"
 ADMIN_PORT = 9464
 
+_FAULTS = "ask_the_bank_on_the_loop,ask_carriers_one_after_the_other"
+_STUCK_AFTER_S = "5"  # a demonstration does not last for the usual 30
+
 _READY_S = 30.0
 _POLL_S = 0.05
 
@@ -53,7 +56,7 @@ async def everything(report: Report, admin_port: int) -> AsyncIterator[Stack]:
     async with (
         _postgres(report) as dsn,
         _server(
-            report, "upstream", "demo_app.upstream:app", "somebody else's rates and mail", {}
+            report, "upstream", "demo_app.upstream:app", "somebody else's, and in no hurry", {}
         ) as (_, upstream_url),
         _shop(report, dsn, upstream_url, admin_port) as stack,
     ):
@@ -95,7 +98,8 @@ async def _shop(
         "DEMO_DATABASE": dsn,
         "DEMO_UPSTREAM": upstream_url,
         "LOOPSCOPE_LISTEN": f"{HOST}:{admin_port}",
-        "DEMO_FAULTS": os.environ.get("DEMO_FAULTS", "ask_the_bank_on_the_loop"),
+        "DEMO_FAULTS": os.environ.get("DEMO_FAULTS", _FAULTS),
+        "LOOPSCOPE_STUCK_AFTER": os.environ.get("LOOPSCOPE_STUCK_AFTER", _STUCK_AFTER_S),
     }
     app = "demo_app.service:app"
     async with _server(report, "shop", app, "FastAPI on uvicorn and uvloop", environment) as (

@@ -1,4 +1,4 @@
-"""Somebody else's service: exchange rates and mail, with the delays of a network in between."""
+"""Somebody else's service: rates, mail, carriers, customs, and the delays of a network."""
 
 from __future__ import annotations
 
@@ -30,6 +30,18 @@ async def send_mail(request: Request) -> Response:
     return Response(status_code=202)
 
 
+async def carrier(_: Request) -> JSONResponse:
+    """In how many days one could deliver, after 80 to 120 ms."""
+    await asyncio.sleep(random.uniform(0.080, 0.120))
+    return JSONResponse({"days": random.randint(1, 9)})
+
+
+async def customs(_: Request) -> JSONResponse:
+    """Whether something is through customs, after 12 s."""
+    await asyncio.sleep(12)
+    return JSONResponse({"cleared": True})
+
+
 async def healthz(_: Request) -> JSONResponse:
     """Answers as soon as the service can."""
     return JSONResponse({"status": "ok"})
@@ -39,6 +51,8 @@ app = Starlette(
     routes=[
         Route("/rates/{currency}", rate),
         Route("/mails", send_mail, methods=["POST"]),
+        Route("/carriers/{name}", carrier),
+        Route("/customs", customs),
         Route("/healthz", healthz),
     ]
 )

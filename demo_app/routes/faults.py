@@ -7,16 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Path
 from pydantic import BaseModel
 
-from demo_app import faults, switches
-
-SWITCHED = {
-    fault.__name__: fault
-    for fault in (
-        faults.ask_the_bank_on_the_loop,
-        faults.search_by_pattern,
-        faults.restock_in_a_thread,
-    )
-}
+from demo_app import switches
+from demo_app.faults import SWITCHED
 
 router = APIRouter(prefix="/faults", tags=["faults"])
 

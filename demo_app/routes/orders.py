@@ -60,6 +60,7 @@ async def place(
     order = await _store(new, database)
     feed.announce(Placed(order.number, order.total_cents))
     background.add_task(_confirm, order, upstream)
+    faults.tell_the_warehouse_and_forget(order.number, upstream)
     return order
 
 
@@ -93,8 +94,9 @@ async def _confirm(order: Order, upstream: httpx.AsyncClient) -> None:
 
 
 @router.get("/{number}")
-async def order(number: int, database: Database) -> Order:
+async def order(number: int, database: Database, upstream: Upstream) -> Order:
     """One order; 404 if there is none of that number."""
+    await faults.ask_customs_without_a_deadline(number, upstream)
     row = await database.fetchrow(_ONE_ORDER, number)
     if row is None:
         raise HTTPException(404, f"no order {number}")

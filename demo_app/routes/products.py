@@ -1,8 +1,7 @@
-"""What the shop sells: search, one product, its price abroad, its label."""
+"""What the shop sells: search, one product, its price abroad, its arrival, its label."""
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Response
@@ -22,6 +21,7 @@ class Product(BaseModel):
     category: str
     price_cents: int
     stock: int
+    sold: int | None = None
 
 
 class Offer(BaseModel):
@@ -30,6 +30,14 @@ class Offer(BaseModel):
     sku: str
     currency: str
     amount: float
+
+
+class Arrival(BaseModel):
+    """How soon a product can be there, in days, and who brings it."""
+
+    sku: str
+    carrier: str
+    days: int
 
 
 @router.get("")
@@ -42,7 +50,8 @@ async def search(
     rows = await database.fetch(
         "SELECT * FROM products WHERE name ILIKE '%' || $1 || '%' ORDER BY name LIMIT $2", q, limit
     )
-    return [Product.model_validate(dict(row)) for row in rows]
+    sold = await faults.count_sales_one_by_one([row["sku"] for row in rows], database)
+    return [Product.model_validate({**row, "sold": sold.get(row["sku"])}) for row in rows]
 
 
 @router.get("/{sku}")
@@ -66,10 +75,18 @@ async def offer(sku: str, database: Database, upstream: Upstream, currency: str 
     return Offer(sku=sku, currency=currency, amount=amount)
 
 
+@router.get("/{sku}/arrival")
+async def arrival(sku: str, upstream: Upstream) -> Arrival:
+    """Which carrier brings it soonest: see ``faults.ask_carriers_one_after_the_other``."""
+    days = await faults.ask_carriers_one_after_the_other(upstream)
+    carrier = min(days, key=days.__getitem__)
+    return Arrival(sku=sku, carrier=carrier, days=days[carrier])
+
+
 @router.get("/{sku}/label")
 def label(sku: str) -> Response:
     """A shelf label. The printer's driver blocks, hence a plain ``def``: it runs in a thread."""
-    time.sleep(0.004)
+    faults.wait_for_the_printer()
     bars = "".join(
         f'<rect x="{4 * at}" width="{1 + ord(letter) % 3}" height="40"/>'
         for at, letter in enumerate(sku)

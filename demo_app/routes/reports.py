@@ -28,6 +28,7 @@ _ROWS_A_CHUNK = 100
 async def sales(database: Database) -> HTMLResponse:
     """What sold how well, as a page: see ``faults.render_on_the_loop``."""
     rows = await database.fetch(_SALES)
+    await faults.count_all_shelves_at_once([row["name"] for row in rows], database)
     return HTMLResponse(faults.render_on_the_loop(faults.Sale(*row) for row in rows))
 
 

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from demo_app import faults, switches
+from demo_app.database import Pool
+from demo_app.middleware import Audit
 from demo_app.routes import faults as routes
 from loopscope import Loopscope
+from loopscope.admin.requests import listed
 from loopscope.agent import current_agent
+from loopscope.sources.awaits import Awaited
+from tests.harness import published
 
 
 @pytest.fixture(autouse=True)
 def all_off() -> Iterator[None]:
     """No fault stays on."""
     yield
-    for name in routes.SWITCHED:
+    for name in faults.SWITCHED:
         switches.switch(name, on=False)
+
+
+pytestmark = pytest.mark.anyio
+
+NAP = 0.02
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:
@@ -37,7 +50,7 @@ async def test_faults_are_switched_while_the_shop_runs() -> None:
     """PUT turns a fault on, DELETE off, and GET says which are, with what they show."""
     async with client(shop()) as http:
         listed = (await http.get("/faults")).json()
-        assert {fault["name"] for fault in listed} == routes.SWITCHED.keys()
+        assert {fault["name"] for fault in listed} == faults.SWITCHED.keys()
         assert all("Shown: " in fault["what"] for fault in listed)
         assert (await http.put("/faults/search_by_pattern")).json()["on"]
         assert switches.is_on(faults.search_by_pattern)
@@ -77,4 +90,124 @@ async def test_what_holds_the_loop_is_found_by_name(fault: str, causes: set[str]
     assert any(stall["cause"] in causes for stall in found)
 
 
-pytestmark = pytest.mark.anyio
+# What stands in for others has no line of its own that waits, else that would be the service's.
+def slow(request: httpx.Request) -> Coroutine[None, None, httpx.Response]:
+    """Somebody else's service: carriers, customs and mail, all of them slow."""
+    return asyncio.sleep(NAP, httpx.Response(200, json={"days": 3}))
+
+
+def upstream() -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.MockTransport(slow), base_url="http://upstream")
+
+
+def database() -> Pool:
+    """Each query takes 5 ms."""
+    return cast("Pool", SimpleNamespace(fetchval=lambda *query: asyncio.sleep(0.005, 1)))
+
+
+Work = Callable[[], Awaitable[object]]
+
+
+def working(work: Work) -> FastAPI:
+    """A shop with one route, at ``/work``."""
+    app = FastAPI()
+
+    @app.get("/work")
+    async def endpoint() -> str:
+        await work()
+        return "done"
+
+    app.add_middleware(Audit)
+    app.add_middleware(Loopscope)
+    return app
+
+
+async def ask(work: Work, *, on: str, times: int = 1) -> None:
+    """That many requests, the fault ``on``."""
+    switches.switch(on, on=True)
+    async with client(working(work)) as http:
+        for _ in range(times):
+            assert (await http.get("/work")).status_code == 200
+
+
+def waits(function: str) -> list[Awaited]:
+    """What the function awaited."""
+    agent = current_agent()
+    assert agent is not None
+    return [wait for wait in agent.awaits.listed() if wait.site.endswith(f" {function}")]
+
+
+async def test_awaits_one_after_the_other_are_told_as_such() -> None:
+    """A gather would save three of the four waits; where the fault is off, it does."""
+    name = "ask_carriers_one_after_the_other"
+    metric = "loopscope_sequential_await_seconds_total"
+    async with upstream() as http:
+        work = partial(faults.ask_carriers_one_after_the_other, http)
+        async with client(working(work)) as shop_client:
+            for _ in range(6):
+                await shop_client.get("/work")
+        assert published(metric) == 0
+        await ask(work, on=name, times=30)
+    assert published(metric, location=f"demo_app/faults/waiting.py {name}") >= 30 * 2 * NAP
+
+
+async def test_a_request_without_a_deadline_is_seen_stuck() -> None:
+    """While it lasts, with the line that waits."""
+    name = "ask_customs_without_a_deadline"
+    go_on = asyncio.Event()
+
+    async def stuck(request: httpx.Request) -> httpx.Response:
+        await go_on.wait()
+        return httpx.Response(200)
+
+    transport = httpx.MockTransport(stuck)
+    async with httpx.AsyncClient(transport=transport, base_url="http://customs") as http:
+        work = partial(faults.ask_customs_without_a_deadline, 50, http)
+        asking = asyncio.create_task(ask(work, on=name))
+        await asyncio.sleep(0.15)
+        agent = current_agent()
+        assert agent is not None
+        (found,) = listed(agent.live_requests(), agent.users, agent.clock.now(), 0.1, 10)
+        go_on.set()
+        await asking
+    assert found["stuck"]
+    assert any(frame.endswith(f" {name}") for frame in found["awaiting"])
+
+
+async def test_a_query_for_every_row_is_as_many_waits() -> None:
+    """The line waits once a row, not once a request."""
+    skus = [f"sku-{number}" for number in range(20)]
+    name = "count_sales_one_by_one"
+    work = partial(faults.count_sales_one_by_one, skus, database())
+    await ask(work, on=name, times=2)
+    assert sum(wait.waits for wait in waits(name)) == 40
+
+
+async def test_an_unbounded_gather_is_a_fan_out_of_hundreds() -> None:
+    """Tasks made for the request, and far more seconds awaited than it took."""
+    names = [f"name {number}" for number in range(400)]
+    work = partial(faults.count_all_shelves_at_once, names, database())
+    await ask(work, on="count_all_shelves_at_once")
+    assert published("loopscope_request_tasks_sum") == 300
+    assert published("asyncio_tasks_created_total") >= 300
+    took = published("http_server_request_duration_seconds_sum")
+    assert sum(wait.seconds for wait in waits("_count")) > 10 * took
+
+
+async def test_a_forgotten_task_outlives_its_request() -> None:
+    """It is counted with the route that made it."""
+
+    async def forget() -> None:
+        faults.tell_the_warehouse_and_forget(1, http)
+
+    async with upstream() as http:
+        await ask(forget, on="tell_the_warehouse_and_forget", times=3)
+        assert published("loopscope_request_tasks_outliving_total", http_route="/work") == 3
+        await asyncio.sleep(3 * NAP)
+
+
+async def test_a_slow_middleware_is_named() -> None:
+    """One wait a request, in the function that is the middleware."""
+    await ask(partial(asyncio.sleep, 0), on="audit_every_request", times=4)
+    (wait,) = [each for each in waits("audit_every_request") if each.callee == "sleep"]
+    assert wait.waits == 4

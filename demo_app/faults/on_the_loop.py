@@ -1,8 +1,4 @@
-"""What this shop does wrong on purpose: one function each, and what loopscope shows of it.
-
-A route calls the function at the place where a real service would make the mistake, so the fault
-can be read, and found again by the agent, by its name.
-"""
+"""What holds the event loop, or takes the interpreter away from it."""
 
 from __future__ import annotations
 
