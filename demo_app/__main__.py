@@ -1,7 +1,8 @@
 """``python -m demo_app``: start everything, drive load, say what loopscope saw, stop everything.
 
-Exit status: 0 with figures; 1 if a part failed or no figures were to be had; 130 or 143 when
-interrupted or terminated before that. With ``--serve`` a signal is the expected end: 0.
+Exit status: 0 with figures; 1 if a part failed, no figures were to be had, or they contradict
+themselves or the load generator; 130 or 143 when interrupted or terminated before that. With
+``--serve`` a signal is the expected end, and others may have sent requests as well: 0.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from demo_app import figures, measure, picture, screen, stack
 from demo_app.child import Child, ChildFailedError
 from demo_app.load import Load, Plan
 from demo_app.scrape import RestartedError, between
+from demo_app.seen import Seen
 
 _RATE = 150.0
 _SERVING_RATE = 20.0
@@ -81,16 +83,17 @@ async def _until_signalled(out: Console, options: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, receive, number)
     try:
-        await demo
+        agreed = await demo
     except asyncio.CancelledError:
         if not received:
             raise
         screen.interrupted(out, received[0])
         return 128 + received[0]
-    return 0
+    return 0 if agreed else 1
 
 
-async def _demo(out: Console, options: argparse.Namespace) -> None:
+async def _demo(out: Console, options: argparse.Namespace) -> bool:
+    """Whether all figures agree; others may have sent requests to what is kept serving."""
     port = stack.free_port(options.admin_port)
     screen.opening(out, wanted=options.admin_port, given=port)
     async with stack.everything(lambda part: screen.part(out, part), port) as running:
@@ -99,13 +102,18 @@ async def _demo(out: Console, options: argparse.Namespace) -> None:
         load = Load(running.service_url, _plan(options))
         await _drive(out, running.service, load, serving=options.serve)
         after = await measure.scrape_when_calm(running.admin_url)
-        stalls = await measure.stalls(running.admin_url)
         window = between(before, after)
-        seen = picture.Seen(window, figures.read(window), stalls)
-        screen.results(out, running, load, seen.figures, stalls)
+        seen = Seen(
+            window,
+            figures.read(window),
+            await measure.stalls(running.admin_url),
+            await measure.sequential(running.admin_url),
+        )
+        agreed = screen.results(out, running, load, seen)
         if options.picture is not None:
             options.picture.write_text(picture.draw(seen))
     screen.closing(out, running, serving=options.serve)
+    return agreed or options.serve
 
 
 def _plan(options: argparse.Namespace) -> Plan:

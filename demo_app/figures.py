@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -13,6 +13,7 @@ from demo_app.scenarios import WEBSOCKET, Endpoint
 from demo_app.scrape import Window
 
 _ENDPOINT = ("http_request_method", "http_route")
+_AFTERWARDS = "background"  # what comes after the last byte
 _DURATION = "http_server_request_duration_seconds"
 
 
@@ -26,7 +27,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class RouteFigures:
-    """One route in one window. Times in seconds; ``loop_s`` is time held on the event loop."""
+    """One route in one window. Times in seconds."""
 
     endpoint: Endpoint
     kind: Kind
@@ -37,7 +38,15 @@ class RouteFigures:
     duration: Histogram
     first_byte: Histogram
     longest_step: Histogram
-    loop_s: float
+    phases: Mapping[str, float]
+    """Seconds by phase, which add up to ``spent_s``. WebSockets have none."""
+    spent_s: float
+    """Seconds all requests took, to their last byte."""
+
+    @property
+    def loop_s(self) -> float:
+        """Seconds held on the event loop."""
+        return self.phases.get("loop_run", 0.0)
 
     @property
     def rate(self) -> float:
@@ -107,6 +116,7 @@ def _http(window: Window) -> Iterator[RouteFigures]:
     first_bytes = window.histograms("loopscope_request_time_to_first_byte_seconds", *_ENDPOINT)
     steps = window.histograms("loopscope_request_longest_step_seconds", *_ENDPOINT)
     classes = _by_class(window)
+    phases = _phases(window)
     for endpoint in map(Endpoint._make, latencies.keys() | lifetimes.keys()):
         latency, lifetime = latencies.get(endpoint, EMPTY), lifetimes.get(endpoint, EMPTY)
         yield RouteFigures(
@@ -119,7 +129,8 @@ def _http(window: Window) -> Iterator[RouteFigures]:
             lifetime if lifetime.count else latency,
             first_bytes.get(endpoint, EMPTY),
             steps.get(endpoint, EMPTY),
-            _loop_s(window, endpoint),
+            phases.get(endpoint, {}),
+            latency.total + lifetime.total,
         )
 
 
@@ -138,13 +149,19 @@ def _websockets(window: Window) -> Iterator[RouteFigures]:
             duration=lifetime,
             first_byte=EMPTY,
             longest_step=EMPTY,
-            loop_s=_loop_s(window, endpoint),
+            phases={},
+            spent_s=lifetime.total,
         )
 
 
-def _loop_s(window: Window, endpoint: Endpoint) -> float:
-    phases = window.sums("loopscope_request_phase_seconds_total", *_ENDPOINT, "phase")
-    return phases.get((*endpoint, "loop_run"), 0.0)
+def _phases(window: Window) -> Mapping[Endpoint, Mapping[str, float]]:
+    """Seconds by phase, of what makes up the duration."""
+    phases: defaultdict[Endpoint, dict[str, float]] = defaultdict(dict)
+    spent = window.sums("loopscope_request_phase_seconds_total", *_ENDPOINT, "phase")
+    for (method, route, phase), seconds in spent.items():
+        if phase != _AFTERWARDS:
+            phases[Endpoint(method, route)][phase] = seconds
+    return phases
 
 
 def _by_class(window: Window) -> Counter[tuple[Endpoint, str]]:

@@ -38,15 +38,23 @@ async def scrape(admin_url: str) -> Scrape:
 
 async def stalls(admin_url: str) -> list[dict[str, Any]]:
     """What held the event loop, by place, most seconds first; raises ``NoFiguresError``."""
-    url = f"{admin_url}/api/stalls?group=location&limit=1000"
+    return await _list(f"{admin_url}/api/stalls?group=location&limit=1000", "groups")
+
+
+async def sequential(admin_url: str) -> list[dict[str, Any]]:
+    """What always awaits one after the other, most to be saved first; raises ``NoFiguresError``."""
+    return await _list(f"{admin_url}/api/awaits?limit=1000", "sequential")
+
+
+async def _list(url: str, key: str) -> list[dict[str, Any]]:
     try:
         async with httpx.AsyncClient(trust_env=False) as client:
             answer = await client.get(url)
             answer.raise_for_status()
-        groups: list[dict[str, Any]] = answer.json()["groups"]
-    except (httpx.HTTPError, ValueError) as error:
-        raise NoFiguresError(f"no stalls from {url}: {error or type(error).__name__}") from error
-    return groups
+        found: list[dict[str, Any]] = answer.json()[key]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise NoFiguresError(f"no {key} from {url}: {error or type(error).__name__}") from error
+    return found
 
 
 async def scrape_when_calm(admin_url: str) -> Scrape:

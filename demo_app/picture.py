@@ -2,7 +2,7 @@
 
 The picture is a column of panels, each a function that is given the figures and draws itself from
 the top of the space left; to show more, add one to ``_PANELS``. What requests spend their time on
-follows ``PHASES``: a phase the service publishes and nobody listed there is part of the rest.
+follows ``accounts.PHASES``: phases in which no request was are neither drawn nor explained.
 
 One set of colours has to do on white and on dark: a picture in a page is not told what the page
 looks like. So there is no background, the text is of a grey that stands 4:1 off both, and fonts are
@@ -12,19 +12,22 @@ whichever the reader has.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from heapq import nlargest
 from html import escape
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from demo_app.figures import Figures, Kind, RouteFigures
+from demo_app.accounts import PHASES, Awaited, awaits, in_use
+from demo_app.figures import Kind, RouteFigures
 from demo_app.scenarios import UNMATCHED
-from demo_app.scrape import Window
+from demo_app.seen import Seen
 from demo_app.table import milliseconds
 
 WIDTH = 840
 _LEFT = 300
 """Where bars begin; what they are of stands left of it."""
+_INDENT = 14
+"""Where the line below a bar begins, which may be long."""
 _RIGHT = WIDTH - 140
 _ROW = 24
 _BAR = 14
@@ -36,32 +39,26 @@ _SANS = "ui-sans-serif, system-ui, sans-serif"
 _MONO = "ui-monospace, Menlo, Consolas, monospace"
 
 
-class Phase(NamedTuple):
-    """A phase as ``loopscope_request_phase_seconds_total`` names it, in words, and its colour."""
-
-    name: str
-    words: str
-    colour: str
-
-
-PHASES = (
-    Phase("loop_run", "running on the event loop", "#d9822b"),
-    Phase("loop_wait", "held up by stalls, at most", "#c9443e"),
-)
-"""In the order in which they are drawn."""
-
-REST = Phase("", "everything else it awaits", "#5b8db8")
-_STALL = "#c9443e"
+COLOURS = {
+    "loop_run": "#d9822b",
+    "loop_wait": "#c9443e",
+    "pool_wait": "#b0599f",
+    "thread_wait": "#8f6fc9",
+    "thread_run": "#3f9c96",
+    "client_upload": "#9a8f3c",
+    "client_download": "#6ea24a",
+    "await_other": "#5b8db8",
+}
+"""By phase."""
+_STALL = COLOURS["loop_wait"]
 _IDLE = "#8b949e"
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a run has shown: the window between two scrapes, read, and stalls by place."""
+class Hue(NamedTuple):
+    """What a colour means."""
 
-    window: Window
-    figures: Figures
-    stalls: Sequence[Mapping[str, Any]]
+    words: str
+    colour: str
 
 
 class Bar(NamedTuple):
@@ -73,7 +70,7 @@ class Bar(NamedTuple):
     below: str = ""
 
 
-Panel = Callable[[Seen], tuple[str, Sequence[Bar], Sequence[Phase]]]
+Panel = Callable[[Seen], tuple[str, Sequence[Bar], Sequence[Hue]]]
 """A heading, its bars, and what their colours mean."""
 
 
@@ -97,40 +94,48 @@ def draw(seen: Seen) -> str:
     )
 
 
-def _time_by_route(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Phase]]:
+def _time_by_route(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Hue]]:
     routes = [r for r in seen.figures.routes if r.kind is Kind.REQUEST and r.duration.total]
-    routes.sort(key=lambda route: route.duration.total, reverse=True)
-    spent = seen.window.sums(
-        "loopscope_request_phase_seconds_total", "http_request_method", "http_route", "phase"
-    )
-    bars = [_route_bar(route, spent) for route in routes[:_MOST_ROUTES]]
-    bars.sort(key=lambda bar: sum(length for length, _ in bar.parts), reverse=True)
+    routes = nlargest(_MOST_ROUTES, routes, key=lambda route: route.spent_s)
+    routes.sort(key=lambda route: route.duration.mean, reverse=True)
+    bars = [_route_bar(route) for route in routes]
     heading = (
-        "Where the time of a request goes, in mean milliseconds "
+        "Where the time of a request goes, and how long one takes on average "
         f"({seen.figures.requests:,} requests in {seen.figures.seconds:.0f} s)"
     )
-    return heading, bars, (*PHASES, REST)
+    legend = [Hue(phase.words, COLOURS[phase.name]) for phase in in_use(routes)]
+    return heading, bars, legend
 
 
-def _route_bar(route: RouteFigures, spent: Mapping[tuple[str, ...], float]) -> Bar:
-    left = route.duration.total
-    seconds: list[float] = []
-    for phase in PHASES:  # what is a bound may say more than there was
-        seconds.append(min(left, spent.get((*route.endpoint, phase.name), 0.0)))
-        left -= seconds[-1]
-    seconds.append(left)
+def _route_bar(route: RouteFigures) -> Bar:
     method, path = route.endpoint
     return Bar(
         f"{method} {'(no route matched)' if path == UNMATCHED else path}",
         [
-            (part / route.duration.count, phase.colour)
-            for part, phase in zip(seconds, (*PHASES, REST), strict=True)
+            (route.phases.get(phase.name, 0.0) / route.spent_s, COLOURS[phase.name])
+            for phase in PHASES
         ],
         f"{milliseconds(route.duration.mean)} ms, {route.rate:.1f}/s",
     )
 
 
-def _stalls(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Phase]]:
+def _awaits(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Hue]]:
+    bars = [_await_bar(each) for each in awaits(seen.window, seen.figures)[:_MOST_PLACES]]
+    return "What requests awaited for longest, and for how long in all", bars, ()
+
+
+def _await_bar(each: Awaited) -> Bar:
+    """The route that did it, and below it the line and what it called."""
+    where = f" at {each.site}" if each.site else ""
+    return Bar(
+        each.route,
+        [(each.seconds, COLOURS["await_other"])],
+        f"{each.waits:,} x, {each.seconds:.2f} s",
+        f"{each.callee}{where}; {each.share:.0%} of the route's time",
+    )
+
+
+def _stalls(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Hue]]:
     bars = [_stall_bar(group) for group in seen.stalls[:_MOST_PLACES]]
     return "What held the event loop, and for how long in all", bars, ()
 
@@ -148,7 +153,7 @@ def _stall_bar(group: Mapping[str, Any]) -> Bar:
     )
 
 
-def _loop(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Phase]]:
+def _loop(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Hue]]:
     states = seen.window.sums("asyncio_eventloop_time_seconds_total", "state")
     busy, idle = states.get(("busy",), 0.0), states.get(("idle",), 0.0)
     if not busy + idle:
@@ -156,15 +161,15 @@ def _loop(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Phase]]:
     delay = seen.window.histograms("asyncio_eventloop_delay_seconds").get(())
     late = f"; delay at p99: {milliseconds(delay.quantile(0.99).value)} ms" if delay else ""
     share = busy / (busy + idle)
-    bar = Bar("busy", [(busy, PHASES[0].colour), (idle, _IDLE + "40")], f"{share:.0%}")
+    bar = Bar("busy", [(busy, COLOURS["loop_run"]), (idle, _IDLE + "40")], f"{share:.0%}")
     return f"How busy the event loop was{late}", (bar,), ()
 
 
-_PANELS: tuple[Panel, ...] = (_time_by_route, _stalls, _loop)
+_PANELS: tuple[Panel, ...] = (_time_by_route, _awaits, _stalls, _loop)
 """From top to bottom."""
 
 
-def _panel(heading: str, bars: Sequence[Bar], legend: Sequence[Phase]) -> tuple[str, float]:
+def _panel(heading: str, bars: Sequence[Bar], legend: Sequence[Hue]) -> tuple[str, float]:
     """What a panel looks like, and how high it is."""
     widest = max(sum(length for length, _ in bar.parts) for bar in bars)
     scale = (_RIGHT - _LEFT) / widest if widest else 0.0
@@ -179,12 +184,12 @@ def _panel(heading: str, bars: Sequence[Bar], legend: Sequence[Phase]) -> tuple[
     return "\n".join(drawn), y + 18
 
 
-def _legend(legend: Sequence[Phase], y: float) -> Iterator[str]:
+def _legend(legend: Sequence[Hue], y: float) -> Iterator[str]:
     x = float(_LEFT)
-    for phase in legend:
-        yield _rectangle(x, y + 2, 10, 10, phase.colour)
-        yield _text(x + 15, y + 11, phase.words, 'font-size="11"')
-        x += 15 + 6.1 * len(phase.words) + 16
+    for hue in legend:
+        yield _rectangle(x, y + 2, 10, 10, hue.colour)
+        yield _text(x + 15, y + 11, hue.words, 'font-size="11"')
+        x += 15 + 6.1 * len(hue.words) + 16
 
 
 def _drawn(bar: Bar, y: float, scale: float) -> Iterator[str]:
@@ -196,7 +201,7 @@ def _drawn(bar: Bar, y: float, scale: float) -> Iterator[str]:
             yield _rectangle(_LEFT + end - length, y, length, _BAR, colour)
     yield _text(_LEFT + ends[-1] + 8, y + 11, bar.remark)
     if bar.below:
-        yield _text(_LEFT, y + _BAR + 13, bar.below, 'font-size="11"')
+        yield _text(_INDENT, y + _BAR + 13, bar.below, 'font-size="11"')
 
 
 def _rectangle(x: float, y: float, width: float, height: float, colour: str) -> str:

@@ -6,9 +6,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import chain
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,10 +17,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from demo_app import verdict
-from demo_app.figures import Figures
+from demo_app import accounts, verdict
+from demo_app.accounts_table import awaits_table, phases_table
 from demo_app.load import Load
 from demo_app.measure import NoFiguresError
+from demo_app.seen import Seen
 from demo_app.stack import Part, Stack
 from demo_app.table import routes_table
 
@@ -62,6 +63,8 @@ def addresses(out: Console, running: Stack, *, serving: bool) -> None:
         return
     for what, url in (
         ("metrics", f"{running.admin_url}/metrics"),
+        ("in flight", f"{running.admin_url}/api/requests"),
+        ("awaits", f"{running.admin_url}/api/awaits"),
         ("snapshot", f"{running.admin_url}/api/snapshot"),
         ("the shop", f"{running.service_url}/docs"),
     ):
@@ -103,30 +106,51 @@ def _state(load: Load) -> str:
     )
 
 
-def results(
-    out: Console, running: Stack, load: Load, figures: Figures, stalls: Sequence[Mapping[str, Any]]
-) -> None:
-    """The table and what follows from it; raises ``NoFiguresError`` if there is nothing to show."""
+def results(out: Console, running: Stack, load: Load, seen: Seen) -> bool:
+    """The tables and what follows from them; whether everything agrees.
+
+    Raises ``NoFiguresError`` if there is nothing to show.
+    """
+    figures = seen.figures
     if not figures.requests:
         raise NoFiguresError("loopscope counted no requests at all")
     out.print(
         f"\n  [bold]What loopscope saw[/] [dim]in {figures.seconds:.1f} s, from two scrapes of[/] "
         f"[cyan]{running.admin_url}/metrics[/]\n"
     )
-    out.print(Padding(routes_table(figures), (0, 0, 1, 2), expand=False))
-    agreed, sentences = verdict.agreement(load.tally, figures)
-    mark = Text("✓", "green") if agreed else Text("✗", "bold red")
+    awaits = accounts.awaits(seen.window, figures)
+    for heading, table in (
+        ("", routes_table(figures)),
+        ("Where the time of requests went", phases_table(figures)),
+        ("What they awaited for longest", awaits_table(awaits)),
+    ):
+        if heading:
+            out.print(f"  [bold]{heading}[/]\n")
+        out.print(Padding(table, (0, 0, 1, 2), expand=False))
+    checks = (verdict.agreement(load.tally, figures), verdict.conservation(figures))
     out.print(
-        _sentences(mark, [*sentences, *verdict.stall_remarks(stalls), *verdict.remarks(figures)])
+        _sentences(
+            checks,
+            accounts.savings(seen.sequential, figures),
+            accounts.outliving(seen.window),
+            accounts.bounds(seen.window, figures),
+            verdict.stall_remarks(seen.stalls),
+            verdict.remarks(figures),
+        )
     )
+    return all(agreed for agreed, _ in checks)
 
 
-def _sentences(mark: Text, sentences: Iterable[str]) -> Padding:
-    """Sentences below each other, the mark before the first."""
+def _sentences(checks: Iterable[tuple[bool, Sequence[str]]], *remarks: Iterable[str]) -> Padding:
+    """Sentences below each other, a mark before the first of each check."""
     grid = Table.grid(padding=(0, 1))
-    for sentence in sentences:
-        grid.add_row(mark, Text(sentence))
-        mark = Text("·", "dim")
+    for agreed, sentences in checks:
+        mark = Text("✓", "green") if agreed else Text("✗", "bold red")
+        for sentence in sentences:
+            grid.add_row(mark, Text(sentence))
+            mark = Text("·", "dim")
+    for sentence in chain(*remarks):
+        grid.add_row(Text("·", "dim"), Text(sentence))
     return Padding(grid, (0, 0, 0, 2), expand=False)
 
 

@@ -14,7 +14,7 @@ from demo_app.histogram import Estimate, Histogram
 from demo_app.scenarios import UNMATCHED
 
 _QUANTILES = (0.5, 0.95, 0.99)
-_ROUTE_WIDTH = 32
+ROUTE_WIDTH = 32
 _BAR_WIDTH = 8
 # Headings and the least width of the columns of numbers.
 _NUMBERS = (
@@ -58,7 +58,7 @@ def _empty_table() -> Table:
         caption_style="dim",
         caption_justify="left",
     )
-    table.add_column("\nroute", no_wrap=True, overflow="ellipsis", max_width=_ROUTE_WIDTH)
+    table.add_column("\nroute", no_wrap=True, overflow="ellipsis", max_width=ROUTE_WIDTH)
     for heading, width in _NUMBERS:
         table.add_column(heading, justify="right", no_wrap=True, min_width=width)
     table.add_column("  share of the\n  event loop", no_wrap=True, min_width=16)
@@ -67,7 +67,7 @@ def _empty_table() -> Table:
 
 def _cells(route: RouteFigures, widest: float) -> Sequence[Text | str]:
     return (
-        _name(route),
+        named(route),
         _rate(route.rate),
         _count(route.client_errors, "yellow"),
         _count(route.server_errors, "red"),
@@ -87,7 +87,8 @@ def _total(figures: Figures) -> Sequence[Text | str]:
     )
 
 
-def _name(route: RouteFigures) -> Text:
+def named(route: RouteFigures) -> Text:
+    """Method and path, in colours."""
     method, path = route.endpoint
     shown = {Kind.STREAM: "SSE"}.get(route.kind, method)
     text = Text(f"{shown:<5}", style="cyan")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from demo_app import accounts
 from demo_app.figures import Figures, RouteFigures
 from demo_app.load import Tally
 from demo_app.scenarios import Endpoint
@@ -53,6 +54,24 @@ def agreement(tally: Tally, figures: Figures) -> tuple[bool, list[str]]:
             f"{figures.requests:,} requests, the same number on each of {routes} routes."
         )
     return not found, [said, *map(str, found), *_unanswered(tally)]
+
+
+def conservation(figures: Figures) -> tuple[bool, list[str]]:
+    """Whether the phases of each route add up to its duration, and that in sentences."""
+    found = accounts.gaps(figures)
+    routes = accounts.accounted(figures)
+    if found:
+        said = (
+            f"Phases do NOT ADD UP to the duration on {len(found)} of {len(routes)} routes, to "
+            "within 1 % or 0.1 ms a request."
+        )
+    else:
+        lasted = sum(route.spent_s for route in routes)
+        said = (
+            f"Phases add up to the duration on each of {len(routes)} routes: {lasted:.2f} s of "
+            f"requests, {sum(map(accounts.in_phases, routes)):.2f} s in phases."
+        )
+    return not found, [said, *map(str, found)]
 
 
 def _unanswered(tally: Tally) -> Iterator[str]:

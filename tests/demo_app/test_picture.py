@@ -8,8 +8,11 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from demo_app import figures, picture
-from demo_app.picture import PHASES, REST, Seen
+from demo_app.accounts import PHASES
+from demo_app.picture import COLOURS
 from demo_app.scrape import Scrape, between, parse
+from demo_app.seen import Seen
+from tests.demo_app.test_accounts import awaited
 from tests.demo_app.test_report import ORDERS, REPORT, histogram, http, phase
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -27,6 +30,11 @@ def served(endpoint: Any, total: float) -> str:
     """Exposition lines of ten requests that took ``total`` seconds together."""
     labels = http(endpoint, http_response_status_code="200")
     return histogram("http_server_request_duration_seconds", labels, total, b1_0=10)
+
+
+def spent(endpoint: Any, total: float) -> tuple[str, str]:
+    """The same, all of it in one phase."""
+    return served(endpoint, total), phase(endpoint, "await_other", total)
 
 
 def seen(*lines: str, stalls: tuple[dict[str, Any], ...] = ()) -> Seen:
@@ -48,50 +56,64 @@ def lengths(svg: ET.Element, colour: str) -> list[float]:
     return [float(r.get("width", "")) for r in found if r.get("width") != "10.0"]
 
 
-def test_a_bar_is_as_long_as_a_request_took_and_divided_by_phase() -> None:
-    """Lengths are to each other as the mean seconds are; what no phase accounts for is the rest."""
-    run, rest = PHASES[0], REST
-    svg = drawn(served(REPORT, 4.0), phase(REPORT, run.name, 1.0), served(ORDERS, 2.0))
-    (running,) = lengths(svg, run.colour)
-    assert lengths(svg, rest.colour) == pytest.approx([3 * running, 2 * running], rel=0.01)
+def test_each_bar_is_divided_as_the_time_of_the_route_was() -> None:
+    """All are of one length, and how long a request took stands behind them."""
+    svg = drawn(
+        served(REPORT, 4.0),
+        phase(REPORT, "loop_run", 1.0),
+        phase(REPORT, "await_other", 3.0),
+        served(ORDERS, 2.0),
+        phase(ORDERS, "await_other", 2.0),
+    )
+    (running,) = lengths(svg, COLOURS["loop_run"])
+    awaited = lengths(svg, COLOURS["await_other"])
+    assert awaited == pytest.approx([3 * running, 4 * running], rel=0.01)
+    assert [each for each in words(svg) if " ms, " in each] == ["400 ms, 1.0/s", "200 ms, 1.0/s"]
 
 
-def test_a_phase_nobody_listed_is_part_of_the_rest() -> None:
-    """A bar never gets longer than the request was."""
-    svg = drawn(served(REPORT, 4.0), phase(REPORT, "invented", 1.0))
-    alone = drawn(served(REPORT, 4.0))
-    assert lengths(svg, REST.colour) == lengths(alone, REST.colour)
+def test_only_phases_that_occurred_are_explained() -> None:
+    """The legend has no colour that is not to be seen."""
+    svg = drawn(served(REPORT, 4.0), phase(REPORT, "loop_run", 4.0), phase(REPORT, "background", 9))
+    assert "loop run" in words(svg)
+    assert not {each.words for each in PHASES if each.name != "loop_run"} & set(words(svg))
 
 
-def test_phases_that_are_bounds_leave_no_rest_below_zero() -> None:
-    """Where stalls may account for more than the whole, there is simply nothing else."""
-    svg = drawn(served(REPORT, 1.0), *(phase(REPORT, each.name, 0.8) for each in PHASES))
-    assert not lengths(svg, REST.colour)
+def test_every_phase_has_a_colour_of_its_own() -> None:
+    """None is left out, and no two look alike."""
+    assert COLOURS.keys() == {each.name for each in PHASES}
+    assert len(set(COLOURS.values())) == len(PHASES)
 
 
 def test_a_stall_stands_there_with_its_line_and_what_it_cost() -> None:
     """Any text is text: what looks like markup does no harm."""
-    svg = drawn(served(REPORT, 1.0), stalls=(STALL,))
+    svg = drawn(*spent(REPORT, 1.0), stalls=(STALL,))
     assert "3 x, 0.60 s" in words(svg)
     assert "blocking call at app/<report>.py:41 build; 1.2 request-seconds lost" in words(svg)
 
 
+def test_an_await_stands_there_with_its_line_and_its_share() -> None:
+    """The route, and what of it was waiting for what."""
+    svg = drawn(*spent(REPORT, 4.0), awaited(REPORT, "fetch", 3.0, 20))
+    assert "20 x, 3.00 s" in words(svg)
+    assert "fetch at app/shop.py:7 fetchs; 75% of the route's time" in words(svg)
+
+
 def test_what_was_not_seen_has_no_panel() -> None:
-    """No stalls, no figures of the loop: one heading is left."""
-    headings = [t for t in drawn(served(REPORT, 1.0)).iter(f"{SVG}text") if t.get("font-weight")]
+    """No awaits, no stalls, no figures of the loop: one heading is left."""
+    headings = [t for t in drawn(*spent(REPORT, 1.0)).iter(f"{SVG}text") if t.get("font-weight")]
     assert len(headings) == 1
 
 
 def test_the_loop_is_shown_with_how_busy_it_was() -> None:
     """Its bar is divided as its time was."""
     name = "asyncio_eventloop_time_seconds_total"
-    svg = drawn(served(REPORT, 1.0), f'{name}{{state="busy"}} 2', f'{name}{{state="idle"}} 6')
+    svg = drawn(*spent(REPORT, 1.0), f'{name}{{state="busy"}} 2', f'{name}{{state="idle"}} 6')
     assert "25%" in words(svg)
 
 
 def test_nothing_is_fetched_and_nothing_runs() -> None:
     """A page may show it without asking: no link, style, script or font comes with it."""
-    svg = drawn(served(REPORT, 1.0), stalls=(STALL,))
+    svg = drawn(*spent(REPORT, 1.0), stalls=(STALL,))
     tags = {element.tag.removeprefix(SVG) for element in svg.iter()}
     assert tags == {"svg", "title", "g", "rect", "text"}
     assert not [key for element in svg.iter() for key in element.attrib if "href" in key]
@@ -99,6 +121,6 @@ def test_nothing_is_fetched_and_nothing_runs() -> None:
 
 def test_everything_lies_within_the_picture() -> None:
     """No bar ends beyond the edge, and none below the bottom."""
-    svg = drawn(served(REPORT, 4.0), served(ORDERS, 2.0), stalls=(STALL,) * 3)
+    svg = drawn(*spent(REPORT, 4.0), *spent(ORDERS, 2.0), stalls=(STALL,) * 3)
     for part in svg.iter(f"{SVG}rect"):
         assert float(part.get("x", "")) + float(part.get("width", "")) <= picture.WIDTH
