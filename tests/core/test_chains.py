@@ -264,7 +264,10 @@ async def test_a_chain_is_followed_through(
 
 @pytest.mark.anyio
 async def test_compiled_coroutines_are_passed_and_never_the_users() -> None:
-    """Cython's frames have no lines, and sources named as if they were in the project."""
+    """Cython's frames have no lines, and sources named as if they were in the project.
+
+    Looked at again they are the same frames, which is how the await profile knows a place.
+    """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Let a PostgreSQL client in, and never answer a query."""
@@ -297,7 +300,7 @@ async def test_compiled_coroutines_are_passed_and_never_the_users() -> None:
     )
     coroutine = report()
     task = await settled(coroutine)
-    chain = walk(coroutine)
+    chain, again = walk(coroutine), walk(coroutine)
     connection.terminate()
     with pytest.raises(asyncpg.PostgresConnectionError):
         await task
@@ -306,6 +309,7 @@ async def test_compiled_coroutines_are_passed_and_never_the_users() -> None:
     assert names(chain)[:2] == ["report", "Connection.fetch"]
     assert chain.stack[-1][0].co_filename.endswith(".pyx")
     assert chain.stack[-1][1] == 0
+    assert all(first is second for first, second in zip(chain.stack, again.stack, strict=True))
     assert chain.leaf == "Future"
     wait = locate(chain, USERS)
     assert wait.site.endswith("report")

@@ -78,6 +78,9 @@ _places: dict[int, tuple[CodeType, int]] = {}
 share one, and as the values keep the code alive, no address is used again. Full, it starts afresh.
 """
 
+_COMPILED: Final = -1
+"""In place of an instruction, where Cython compiled the code; it is on no line."""
+
 _UNKNOWN: Final = "unknown"
 """What an awaited object is called that cannot be looked at."""
 
@@ -134,7 +137,7 @@ def walk(awaitable: Any, limit: int = 100) -> Chain:
                 if code is None:
                     leaf = name(link)
                     break
-                found.append((code, 0))
+                found.append(_places.get(id(code) + _COMPILED) or _place(code, _COMPILED))
                 link = below
                 continue
             if frame is None:  # it is finished
