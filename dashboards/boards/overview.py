@@ -33,6 +33,11 @@ _FAILED = f'{_ROUTE}, outcome="error"'
 _RUNNING = f'{_ROUTE}, phase="loop_run"'
 _DELAY = "asyncio_eventloop_delay_seconds"
 _PHASE = "loopscope_request_phase_seconds_total"
+_IN_TIME = f'{_ROUTE}, phase!="background"'
+_WAITING = f'{_ROUTE}, phase="loop_wait"'
+_AWAITED = "loopscope_await_seconds_total"
+_FAN_OUT = "loopscope_request_tasks"
+_MOST_AWAITS = 10
 
 
 def _rate(metric: str, selector: str = _ROUTE, by: str = "") -> str:
@@ -173,6 +178,118 @@ REQUESTS = Row(
                 Query(f"sum(loopscope_background_requests{{{_TARGET}}})", "background"),
             ),
             "short", stacked=True, colours={"serving": BLUE, "background": PURPLE},
+        ),
+    ),
+)  # fmt: skip
+
+_PHASE_COLOURS = {
+    "loop_run": ORANGE,
+    "loop_wait": RED,
+    "pool_wait": PURPLE,
+    "thread_wait": YELLOW,
+    "thread_run": "semi-dark-green",
+    "client_upload": "light-blue",
+    "client_download": "light-green",
+    "await_other": BLUE,
+}
+
+TIME = Row(
+    "Where requests spend their time",
+    (
+        Panel(
+            "Time by phase",
+            "Seconds per second that requests of the chosen routes spend in each phase; all of it "
+            "together is how many are being served. loop_run: their own code. loop_wait: the loop "
+            "was busy with others. thread_wait: no thread was free. await_other: databases, "
+            "upstreams, sleeps; the awaits below say which.",
+            (Query(_rate(_PHASE, _IN_TIME, "phase"), "{{phase}}"),),
+            "s", width=12, stacked=True, colours=_PHASE_COLOURS,
+        ),
+        Panel(
+            "Share of phases by route",
+            "What a request of each route is made of. Much loop_run: move work off the loop. Much "
+            "loop_wait: somebody else's work, see the stalls. Much await_other: look at what it "
+            "awaits.",
+            (Query(
+                f"{_rate(_PHASE, _IN_TIME, 'http_route, phase')} / on (http_route) group_left () "
+                f"{_rate(_PHASE, _IN_TIME, 'http_route')}",
+                "{{http_route}} {{phase}}",
+            ),),
+            "percentunit", width=12, maximum=1.0,
+        ),
+        Panel(
+            "Longest awaits, by line",
+            "Seconds per second that requests and their tasks await, by the line of your code and "
+            "what it calls; waits of 1 ms and more. Tasks of a request wait at one time and each "
+            "counts. Begin with the tallest: a query to speed up, an upstream to cache.",
+            (Query(
+                f"topk({_MOST_AWAITS}, {_rate(_AWAITED, by='site, callee')})",
+                "{{site}} {{callee}}",
+            ),),
+            "s", width=12,
+        ),
+        Panel(
+            "To be saved by gathering, at most",
+            "Seconds per second that requests would be shorter, had they awaited at one time what "
+            "in this function always comes one after the other. An upper bound: look whether one "
+            "needs the other's result; if not, asyncio.gather or a TaskGroup.",
+            (Query(
+                _rate("loopscope_sequential_await_seconds_total", by="http_route, location"),
+                "{{location}} {{http_route}}",
+            ),),
+            "s", width=12, stacked=True,
+        ),
+        Panel(
+            "Waiting for the loop, by route",
+            "Seconds per second that requests were ready to run while the event loop ran something "
+            "else. These routes are not to blame: whoever holds the loop is, see below. After "
+            "stalls it is partly an upper bound, drawn as such.",
+            (
+                Query(
+                    _rate(_PHASE, _WAITING, "http_route"), "{{http_route}}"
+                ),
+                Query(  # nothing of it is a bound where there is no such series
+                    f"{_rate('loopscope_request_loop_wait_estimated_seconds_total')} "
+                    f"or 0 * {_rate(_PHASE, _WAITING)}",
+                    "of this, upper bound",
+                ),
+            ),
+            "s",
+        ),
+        Panel(
+            "Waiting for a thread, by route",
+            "Seconds per second that work for threads (plain def endpoints, to_thread) was queued. "
+            "Above zero the limiter or executor is exhausted: shorten what runs there, or raise "
+            "anyio's total_tokens (40 by default).",
+            (Query(
+                _rate(_PHASE, f'{_ROUTE}, phase="thread_wait"', "http_route"), "{{http_route}}"
+            ),),
+            "s",
+        ),
+        Panel(
+            "Fan-out (p99)",
+            "Tasks made for one request, of requests that make any. Growing with the data means a "
+            "gather without a bound: put a semaphore around it, or ask once for all.",
+            (Query(_quantile(0.99, _FAN_OUT, "http_route"), "{{http_route}}"),),
+            "short",
+        ),
+        Panel(
+            "Tasks outliving their request",
+            "Tasks per second still running when the request that made them was over. Their errors "
+            "are nobody's and a shutdown loses them: await them, or use a queue or a background "
+            "task.",
+            (Query(
+                _rate("loopscope_request_tasks_outliving_total", by="http_route"),
+                "{{http_route}}",
+            ),),
+            "ops", width=12,
+        ),
+        Panel(
+            "Tasks created",
+            "Tasks per second made on the loops that serve requests, whoever made them. Far above "
+            "the request rate: compare with the fan-out; each task costs loop time.",
+            (Query(_rate("asyncio_tasks_created_total", _TARGET, "instance"), "{{instance}}"),),
+            "ops", width=12,
         ),
     ),
 )  # fmt: skip
@@ -388,7 +505,7 @@ PROCESS = Row(
     ),
 )  # fmt: skip
 
-ROWS = (HEADLINE, REQUESTS, LOOP, STALLS, STREAMS, PROCESS)
+ROWS = (HEADLINE, REQUESTS, TIME, LOOP, STALLS, STREAMS, PROCESS)
 
 
 def board() -> Json:

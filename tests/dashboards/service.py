@@ -6,14 +6,26 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import uvicorn
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import BackgroundTasks, FastAPI, HTTPException, WebSocket
 from fastapi.responses import StreamingResponse
 
 from loopscope import Loopscope
 
-app = FastAPI()
+left: set[asyncio.Task[None]] = set()
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """Few threads, so that some request waits for one."""
+    current_default_thread_limiter().total_tokens = 2
+    yield
+
+
+app = FastAPI(lifespan=lifespan)
 
 
 @app.get("/items/{item}")
@@ -25,6 +37,30 @@ async def one(item: int) -> dict[str, int]:
     if item == 7:
         raise HTTPException(503)
     return {"item": item}
+
+
+@app.get("/one-by-one")
+async def one_by_one() -> str:
+    """Awaits one after the other what could be awaited at one time."""
+    for _ in range(2):
+        await asyncio.sleep(0.01)
+    return "done"
+
+
+@app.get("/fan-out")
+async def fan_out() -> str:
+    """Makes ten tasks and waits for them, and one more that it does not wait for."""
+    left.add(left_alone := asyncio.create_task(asyncio.sleep(0.05)))
+    left_alone.add_done_callback(left.discard)
+    await asyncio.gather(*(asyncio.sleep(0.005) for _ in range(10)))
+    return "done"
+
+
+@app.get("/thread")
+def thread() -> str:
+    """Needs a thread, of which there are two."""
+    time.sleep(0.01)
+    return "done"
 
 
 @app.get("/block")

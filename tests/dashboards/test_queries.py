@@ -74,6 +74,9 @@ async def load(port: int) -> int:
                 *(f"/items/{number}" for number in range(20)),
                 "/later",
                 "/export",
+                "/one-by-one",
+                "/fan-out",
+                *("/thread",) * 5,
                 "/block",
                 "/no",
             ]
