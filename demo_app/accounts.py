@@ -29,7 +29,7 @@ PHASES = (
     Phase("thread_wait", "thread wait"),
     Phase("thread_run", "thread run"),
     Phase("client_upload", "client upload"),
-    Phase("client_download", "client downl."),
+    Phase("client_download", "client download"),
     Phase("await_other", "other awaits"),
 )
 """All that make up a duration, in the order in which they are drawn."""
@@ -120,9 +120,9 @@ def savings(sequences: Sequence[Mapping[str, Any]], figures: Figures) -> Iterato
         lines = "one line" if sites == 1 else f"{sites} lines"
         a_request = each["saved_at_most_s"] / each["requests"] * 1_000
         yield (
-            f"One after the other: {each['location']} ({each['route']}) awaits at {lines} "
-            f"in {each['requests']:,} of {requests.get(each['route'], 0):,} requests what a gather "
-            f"would await at one time, and save {a_request:,.0f} ms a request at most."
+            f"{each['location']} ({each['route']}) awaits one thing after the other at {lines}, "
+            f"in {each['requests']:,} of {requests.get(each['route'], 0):,} requests: a gather "
+            f"would save {a_request:,.0f} ms a request at most."
         )
 
 

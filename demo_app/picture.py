@@ -31,7 +31,7 @@ _INDENT = 14
 _RIGHT = WIDTH - 140
 _ROW = 24
 _BAR = 14
-_MOST_ROUTES = 8
+_MOST_ROUTES = 9
 _MOST_PLACES = 3
 
 _INK = "#6e7781"
@@ -185,7 +185,7 @@ def _panel(heading: str, bars: Sequence[Bar], legend: Sequence[Hue]) -> tuple[st
 
 
 def _legend(legend: Sequence[Hue], y: float) -> Iterator[str]:
-    x = float(_LEFT)
+    x = 0.0  # all phases there are need the whole width
     for hue in legend:
         yield _rectangle(x, y + 2, 10, 10, hue.colour)
         yield _text(x + 15, y + 11, hue.words, 'font-size="11"')

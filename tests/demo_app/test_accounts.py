@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
 
 from demo_app import accounts, figures
 from demo_app.accounts_table import awaits_table, phases_table
+from demo_app.load import Load, Plan
 from demo_app.scenarios import Endpoint
 from demo_app.scrape import Scrape, Window, between, parse
+from demo_app.screen import results
+from demo_app.seen import Seen
+from demo_app.stack import Stack
 from demo_app.verdict import conservation
 from loopscope.core.phases import AWAIT_OTHER, LOOP_RUN, PHASES
 from tests.demo_app.test_report import (
@@ -49,6 +55,9 @@ PHASED = (
     phase(ORDERS, "background", 7.0),
     phase(EVENTS, "await_other", 9.0),
 )
+
+
+COUNTS = {REPORT: 10, ORDERS: 20, EVENTS: 3, SOCKET: 2}
 
 
 def read(*more: str, phases: tuple[str, ...] = PHASED) -> tuple[Window, figures.Figures]:
@@ -143,7 +152,8 @@ def test_what_a_gather_would_save_is_told_a_request() -> None:
         "saved_at_most_s": 0.5,
     }
     (said,) = accounts.savings([sequence], read()[1])
-    assert "app/shop.py ask (/api/reports/sales) awaits at 2 lines in 10 of 10 requests" in said
+    assert said.startswith("app/shop.py ask (/api/reports/sales) awaits one thing after the other")
+    assert "at 2 lines, in 10 of 10 requests" in said
     assert said.endswith("save 50 ms a request at most.")
 
 
@@ -158,3 +168,23 @@ def test_bounds_and_lost_tasks_are_told_only_if_there_are_any() -> None:
     assert said.startswith("Of 0.01 s loop wait, 0.01 s are an upper bound")
     (said,) = accounts.outliving(window)
     assert said == "POST /api/orders: 3 tasks outlived the request that made them."
+
+
+@pytest.mark.parametrize(
+    ("sent", "more", "agreed"),
+    [
+        (COUNTS, (), True),
+        ({**COUNTS, ORDERS: 21}, (), False),
+        (COUNTS, (phase(ORDERS, "loop_run", 1.0),), False),
+    ],
+    ids=["all agrees", "other counts", "other phases"],
+)
+def test_the_report_tells_whether_figures_may_be_believed(
+    sent: dict[Endpoint, int], more: tuple[str, ...], agreed: bool
+) -> None:
+    """Which is the exit status of the demonstration."""
+    load = Load("http://127.0.0.1:1", Plan(1.0, 1, 1.0))
+    load.tally.answers.update({(endpoint, 200): count for endpoint, count in sent.items()})
+    out = Console(file=io.StringIO(), width=100)
+    running = cast("Stack", SimpleNamespace(admin_url="http://127.0.0.1:9464"))
+    assert results(out, running, load, Seen(*read(*more), stalls=())) is agreed

@@ -10,6 +10,7 @@ from typing import cast
 
 import httpx
 import pytest
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from demo_app import faults, switches
@@ -211,3 +212,18 @@ async def test_a_slow_middleware_is_named() -> None:
     await ask(partial(asyncio.sleep, 0), on="audit_every_request", times=4)
     (wait,) = [each for each in waits("audit_every_request") if each.callee == "sleep"]
     assert wait.waits == 4
+
+
+async def test_a_slow_printer_uses_up_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes when all threads are printing waits for one, and that is told apart."""
+    monkeypatch.setattr("demo_app.faults.waiting._PRINTER_S", 2 * NAP)
+    monkeypatch.setattr(current_default_thread_limiter(), "total_tokens", 1)
+    switches.switch("wait_for_the_printer", on=True)
+    app = FastAPI()
+    app.get("/label")(faults.wait_for_the_printer)
+    app.add_middleware(Loopscope)
+    async with client(app) as http:
+        await asyncio.gather(*(http.get("/label") for _ in range(3)))
+    phase = "loopscope_request_phase_seconds_total"
+    assert published(phase, phase="thread_run") >= 3 * 2 * NAP
+    assert published(phase, phase="thread_wait") > 0.8 * published(phase, phase="thread_run")

@@ -121,6 +121,7 @@ def test_nothing_is_fetched_and_nothing_runs() -> None:
 
 def test_everything_lies_within_the_picture() -> None:
     """No bar ends beyond the edge, and none below the bottom."""
-    svg = drawn(*spent(REPORT, 4.0), *spent(ORDERS, 2.0), stalls=(STALL,) * 3)
+    all_phases = (phase(REPORT, each.name, 0.5) for each in PHASES)
+    svg = drawn(served(REPORT, 4.0), *all_phases, *spent(ORDERS, 2.0), stalls=(STALL,) * 3)
     for part in svg.iter(f"{SVG}rect"):
         assert float(part.get("x", "")) + float(part.get("width", "")) <= picture.WIDTH
