@@ -41,7 +41,7 @@ def _described(
 ) -> dict[str, Any]:
     age = now - request.started
     ledger = request.ledger
-    children = [] if ledger is None else list(ledger.children)
+    children = [] if ledger is None else ledger.alive()
     return {
         "route": request.route_so_far(),
         "method": method_label(request.scope),

@@ -63,7 +63,7 @@ class Stay:
 class Gaps:
     """Seconds by phase between the steps of one request; see ``close``."""
 
-    __slots__ = ("_inside", "changes", "estimated", "seconds")
+    __slots__ = ("_inside", "changes", "estimated", "seconds", "under_way")
 
     def __init__(self) -> None:
         self.changes: deque[tuple[float, int, int, Stay]] = deque()
@@ -73,12 +73,13 @@ class Gaps:
         self.estimated = 0.0
         """Those seconds of ``LOOP_WAIT`` that are an upper bound."""
         self._inside = [0] * (NOWHERE + 1)
+        self.under_way = 0
+        """How many things are in a phase, as of the changes taken in so far."""
 
     def close(
         self,
         began: float,
         ended: float,
-        *,
         ready: float,
         doubtful: float,
         waiting_for: object = None,
@@ -94,6 +95,10 @@ class Gaps:
         inside = self._inside
         changes = self.changes
         ready = min(max(ready, began), ended)
+        if not changes and not self.under_way and doubtful >= ready:  # as it is most of the time
+            seconds[waiting_as] += ready - began
+            seconds[LOOP_WAIT] += ended - ready
+            return
         freed: Stay | None = None
         while changes and changes[0][0] <= ready:
             at, left, entered, stay = changes.popleft()
@@ -102,6 +107,7 @@ class Gaps:
                 began = at
             inside[left] -= 1
             inside[entered] += 1
+            self.under_way += (left == NOWHERE) - (entered == NOWHERE)
             freed = stay if entered == NOWHERE else None
         if freed is not None and freed.awaited is waiting_for is not None:
             ready = began  # it was over, and nothing else was waited for
@@ -118,7 +124,7 @@ class Gaps:
 
     def is_settled(self) -> bool:
         """Whether nothing is under way and no change of that has come in."""
-        return not self.changes and not any(self._inside[:NOWHERE])
+        return not self.changes and not self.under_way
 
     def _add(self, began: float, ended: float, doubtful: float, otherwise: int) -> None:
         seconds = self.seconds

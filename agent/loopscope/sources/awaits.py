@@ -159,6 +159,11 @@ class AwaitTable:
     def add(self, route: str, waits: Sequence[Waited]) -> None:
         """Count the waits of a request that has ended, in their order."""
         self.requests[route] += 1
+        if len(waits) == 1:
+            place = self._place(route, waits[0])
+            place.count += 1
+            place.seconds += waits[0].seconds
+            return
         sequences: defaultdict[int, list[tuple[Place, float]]] = defaultdict(list)
         for wait in waits:
             place = self._place(route, wait)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Final
+from weakref import ref
 
 from loopscope.sources.ledger import LONG, Ledger
 
@@ -26,31 +27,73 @@ _NAMES: Final = frozenset(("__name__", "__qualname__"))
 class ChildSteps(Coroutine[Any, Any, Any]):
     """A coroutine whose steps are steps of ``exchange``, as long as that is under way."""
 
-    __slots__ = ("__weakref__", "_exchange", "_since", "coroutine", "made", "number",
-                 "waiting_for", "woken")  # fmt: skip
+    __slots__ = ("__weakref__", "_exchange", "_gaps", "_send", "_since", "coroutine", "made",
+                 "number", "waiting_for", "woken")  # fmt: skip
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], exchange: Exchange, ledger: Ledger
     ) -> None:
         self.coroutine = coroutine
+        self._send = coroutine.send
+        self._gaps = ledger.gaps
         self._exchange: Exchange | None = exchange
-        self.made = self._since = exchange.now()
+        self.made = exchange.now()
+        self._since = self.made
         """When its latest step ended, or it was made."""
         self.waiting_for: object = None
         """What its latest step yielded."""
         self.woken = 0.0
-        ledger.tasks += 1
-        self.number = ledger.tasks
-        ledger.children.add(self)
+        ledger.tasks = self.number = ledger.tasks + 1
+        ledger.children[self.number] = ref(self)
 
     def send(self, value: Any, /) -> Any:
-        return self._step(self.coroutine.send, value)
+        # One function, as every call of another costs each step of every task.
+        exchange = self._exchange
+        if exchange is None or exchange.step_started > exchange.suspended:
+            return self._step_within(self._send, value)
+        now = exchange.now
+        began = now()
+        gaps = self._gaps
+        if (
+            began - exchange.suspended > LONG
+            or began - self._since > LONG
+            or gaps.changes
+            or gaps.under_way
+        ):
+            exchange.resumed(self, self._since, began, self.waiting_for)
+        exchange.step_started = began
+        waiting_for = _ENDED
+        try:
+            waiting_for = self._send(value)
+        finally:
+            self._since = exchange.suspended = ended = now()
+            self.waiting_for = waiting_for
+            exchange.stepped(began, ended)
+            if waiting_for is _ENDED:
+                self._ended(exchange, ended)
+        return waiting_for
 
     def throw(self, *error: Any) -> Any:
+        exchange = self._exchange
+        if exchange is None or exchange.step_started > exchange.suspended:
+            try:
+                return self._step_within(self.coroutine.throw, *error)
+            finally:
+                del error  # or it would keep itself alive, through its traceback and this frame
+        began = exchange.now()
+        exchange.resumed(self, self._since, began, self.waiting_for)
+        exchange.step_started = began
+        waiting_for = _ENDED
         try:
-            return self._step(self.coroutine.throw, *error)
+            waiting_for = self.coroutine.throw(*error)
         finally:
-            del error  # or it would keep itself alive, through its traceback and this frame
+            del error
+            self._since = exchange.suspended = ended = exchange.now()
+            self.waiting_for = waiting_for
+            exchange.stepped(began, ended)
+            if waiting_for is _ENDED:
+                self._ended(exchange, ended)
+        return waiting_for
 
     def close(self) -> None:
         self.let_go()
@@ -81,47 +124,30 @@ class ChildSteps(Coroutine[Any, Any, Any]):
         """Be nobody's from now on."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None and exchange.ledger is not None:
-            exchange.ledger.children.discard(self)
+            exchange.ledger.children.pop(self.number, None)
 
-    def _step(self, step: Callable[..., Any], *arguments: Any) -> Any:
+    def _step_within(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        """A step that is nobody's, or a part of another: that of a task started eagerly."""
         exchange = self._exchange
-        began = 0.0 if exchange is None else self._begin(exchange)
         waiting_for = _ENDED
         try:
             waiting_for = step(*arguments)
         finally:
             del arguments
             if exchange is not None:
-                self._end(exchange, began, waiting_for)
+                self._since = exchange.now()
+                self.waiting_for = waiting_for
+                if waiting_for is _ENDED:
+                    self._ended(exchange, self._since)
         return waiting_for
 
-    def _begin(self, exchange: Exchange) -> float:
-        """When the step begins; 0.0 for one within another step, that of a task started eagerly."""
-        if exchange.step_started > exchange.suspended:
-            return 0.0
-        began = exchange.now()
+    def _ended(self, exchange: Exchange, moment: float) -> None:
+        self.waiting_for = None
         ledger = exchange.ledger
-        if ledger is not None and (
-            began - exchange.suspended > LONG
-            or began - self._since > LONG
-            or not ledger.gaps.is_settled()
-        ):
-            exchange.resumed(self, self._since, began, self.waiting_for)
-        exchange.step_started = began
-        return began
-
-    def _end(self, exchange: Exchange, began: float, waiting_for: object) -> None:
-        self._since = ended = exchange.now()
-        self.waiting_for = waiting_for
-        if began:
-            exchange.suspended = ended
-            exchange.stepped(began, ended)
-        if waiting_for is _ENDED:
-            self.waiting_for = None
-            if exchange.ledger is not None:
-                exchange.ledger.last_child = (_name(self.coroutine), ended)
-                exchange.ledger.task_seconds += ended - self.made
-            self.let_go()
+        if ledger is not None:
+            ledger.last_child = (_name(self.coroutine), moment)
+            ledger.task_seconds += moment - self.made
+        self.let_go()
 
     # What asyncio, debuggers and other profilers ask a coroutine for.
 

@@ -17,7 +17,6 @@ there are more, and calls ``finish``. Subclasses count what is particular to HTT
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
-from contextvars import Token
 from typing import Any, Protocol
 
 from loopscope.core.phases import Stay
@@ -73,6 +72,8 @@ class Exchange:
     # Defaults on the class, for what few exchanges need.
     ledger: Ledger | None = None
     """What is known of its waits and tasks, once there is something to know."""
+    is_followed = False
+    """Whether something of it is under way besides its own coroutine, or has been."""
 
     def resumed(self, driver: Driver, since: float, moment: float, waiting_for: object) -> None:
         """A step begins at ``moment``, after a wait that is worth looking at. Must not raise.
@@ -178,7 +179,7 @@ class Steps:
                     argument = error
                     step = coroutine.throw
                 resumed = now()
-                if resumed - exchange.suspended > LONG or exchange.ledger is not None:
+                if resumed - exchange.suspended > LONG or exchange.is_followed:
                     exchange.resumed(self, moment, resumed, waiting_for)
                 exchange.step_started = resumed
                 waiting_for = step(argument)
@@ -189,17 +190,12 @@ class Steps:
             self.loop_run = loop_run
             self.longest = longest
             argument = None
-            _leave(exchange, token)
-
-
-def _leave(exchange: Exchange, token: Token[Exchange | None]) -> None:
-    """What runs in this context from now on is no part of ``exchange``."""
-    try:
-        CURRENT.reset(token)
-        if token.old_value is exchange:  # somebody asked before it first waited
-            CURRENT.set(None)
-    except ValueError:  # a server that does not run all of a call in one context
-        CURRENT.set(None)
+            try:
+                CURRENT.reset(token)
+                if token.old_value is exchange:  # somebody asked before it first waited
+                    CURRENT.set(None)
+            except ValueError:  # a server that does not run all of a call in one context
+                CURRENT.set(None)
 
 
 async def as_coroutine(awaitable: Awaitable[Any]) -> Any:

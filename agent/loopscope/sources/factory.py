@@ -17,6 +17,7 @@ import asyncio
 import weakref
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from types import CoroutineType
 from typing import Any
 
 from loopscope.core.histogram import Number
@@ -35,6 +36,7 @@ METRICS = (CREATED,)
 Loop = asyncio.AbstractEventLoop
 Factory = Callable[..., Any]
 
+_Task: Factory = asyncio.Task
 _SET = "set_task_factory"
 _GET = "get_task_factory"
 
@@ -137,11 +139,10 @@ class TaskFactory:
 
     def make(self, loop: Loop, coroutine: Any, /, **options: Any) -> Any:
         """A task of ``coroutine``, for ``loop.create_task``."""
-        coroutine = self._adopted(coroutine, options.get("context"))
-        make: Factory = asyncio.Task
+        coroutine = self._adopted(coroutine, options.get("context") if options else None)
         if self._inner is not None:
             return self._inner(loop, coroutine, **options)
-        return make(coroutine, loop=loop, **options)
+        return _Task(coroutine, loop=loop, **options)
 
     def _take(self, factory: Factory | None) -> None:
         self._inner = self._shown = factory
@@ -169,7 +170,7 @@ class TaskFactory:
 
 def _is_coroutine(made_of: object) -> bool:
     """Tasks are made of other things as well, if only to find that this is an error."""
-    return isinstance(made_of, Coroutine)
+    return type(made_of) is CoroutineType or isinstance(made_of, Coroutine)
 
 
 def _made_eagerly(factory: Any) -> Factory | None:

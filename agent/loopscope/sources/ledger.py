@@ -19,7 +19,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Protocol
-from weakref import WeakSet
+from weakref import ref
 
 from loopscope.core.chains import Chain
 from loopscope.core.phases import CLIENT_DOWNLOAD, CLIENT_UPLOAD, NOWHERE, Gaps
@@ -107,15 +107,20 @@ class Ledger:
         """How many tasks were made for it."""
         self.task_seconds = 0.0
         """For how long those of them were there that have ended, all together."""
-        self.children: WeakSet[ChildSteps] = WeakSet()
-        """Those of them that have not ended. Weakly: a task that nobody waits for or will wake is
-        garbage, and asyncio says so."""
+        self.children: dict[int, ref[ChildSteps]] = {}
+        """Those of them that have not ended, by number. Weakly: a task that nobody waits for or
+        will wake is garbage, and asyncio says so."""
         self.last_child: tuple[str, float] = ("", 0.0)
         """Which of them ended last, by the name of its coroutine, and when."""
         self.awaits: list[Waited] = []
         """Long waits in the order they ended."""
         self.sleeps: dict[int, tuple[object, float]] = {}
         """Futures that just wait for a moment, by their ids, and when they will be done."""
+
+    def alive(self) -> list[ChildSteps]:
+        """The tasks that have not ended. From any thread."""
+        found = [reference() for reference in list(self.children.values())]
+        return [child for child in found if child is not None]
 
     def note_sleep(self, future: object, until: float) -> None:
         """``future`` will be done at the moment ``until``."""
@@ -134,30 +139,40 @@ class Ledger:
             self.awaits.append(Waited(driver.number, chain, child, alone, moment - since))
 
     def close_gap(
-        self, exchange: HttpExchange, woken: float, began: float, waiting_for: object
+        self,
+        exchange: HttpExchange,
+        loop: LoopView,
+        driver: Driver,
+        since: float,
+        began: float,
+        waiting_for: object,
     ) -> None:
-        """The gap since the exchange's latest step ends with a step at ``began``.
+        """The gap since the exchange's latest step ends with a step of ``driver`` at ``began``.
 
-        ``woken`` is when whose step it is was woken; 0.0 if that was not seen.
+        That had waited for ``waiting_for`` since ``since``.
         """
-        since = exchange.suspended
-        due = self.sleeps.pop(id(waiting_for), (None, 0.0))[1]
-        ready = _ready(exchange.loop, due or woken, since, began)
-        stall_began, stall_ended = exchange.loop.latest_stall
-        may_have_waited = not due and since < stall_ended <= ready < stall_ended + AFTERMATH
+        gap_began = exchange.suspended
+        due = self.sleeps.pop(id(waiting_for), _NO_SLEEP)[1] if self.sleeps else 0.0
+        woken = driver.woken
+        ready = due or (woken if woken > since else began)
+        busy_since = loop.busy_since
+        if busy_since and busy_since < ready:
+            ready = busy_since
+        if ready < gap_began:
+            ready = gap_began
+        doubtful = began
+        stall_began, stall_ended = loop.latest_stall
+        if gap_began < stall_ended <= ready < stall_ended + AFTERMATH and not due:
+            doubtful = stall_began
         waiting_as = NOWHERE
         if exchange.is_uploading:
             waiting_as = CLIENT_UPLOAD
         elif exchange.is_sending():
             waiting_as = CLIENT_DOWNLOAD
-        self.gaps.close(
-            since,
-            began,
-            ready=ready,
-            doubtful=stall_began if may_have_waited else began,
-            waiting_for=waiting_for,
-            waiting_as=waiting_as,
-        )
+        self.gaps.close(gap_began, began, ready, doubtful, waiting_for, waiting_as)
+
+
+_NO_SLEEP = (None, 0.0)
 
 
 def _waits_for_tasks(chain: Chain) -> bool:
@@ -165,11 +180,3 @@ def _waits_for_tasks(chain: Chain) -> bool:
     return chain.leaf == "gather" or (
         bool(chain.stack) and chain.stack[-1][0].co_qualname == "TaskGroup.__aexit__"
     )
-
-
-def _ready(loop: LoopView, woken: float, since: float, began: float) -> float:
-    """From when on a gap was waiting for the loop, as far as that was seen."""
-    ready = woken or began
-    if loop.busy_since:
-        ready = min(ready, loop.busy_since)
-    return max(ready, since)

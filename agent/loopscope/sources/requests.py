@@ -260,7 +260,7 @@ class _Cell:
         self.chunks: Number | None = None
         self.background: Histogram | None = None
         self.background_phase: Number | None = None
-        self.phases: dict[str, Number] = {}
+        self.phases: list[Number | None] = [None] * len(PHASES)
         self.estimated: Number | None = None
         self.tasks: Histogram | None = None
         self.task_seconds: Number | None = None
@@ -278,6 +278,7 @@ _SIZE_BUCKETS = (sum(_DURATION_BUCKETS), len(SIZE_BOUNDS) + 1)
 _STEP_BUCKETS = (sum(_SIZE_BUCKETS), len(STEP_BOUNDS) + 1)
 _BLOCK = sum(_STEP_BUCKETS)
 
+_GAP_PHASES = range(len(PHASES))
 _SLOT = Struct("d").size
 _SUMS = Struct("5d")
 _read_sums = _SUMS.unpack_from
@@ -436,10 +437,12 @@ class RequestRecorder:
         """Add what is known of a request's waits; the seconds that are not ``await_other``."""
         known = 0.0
         gaps = ledger.gaps
-        for phase, seconds in zip(PHASES, gaps.seconds, strict=False):
+        for phase in _GAP_PHASES:
+            seconds = gaps.seconds[phase]
             if seconds:
                 known += seconds
-                self._phase(cell, phase).add(seconds)
+                number = cell.phases[phase] or self._phase(cell, phase)
+                number.add(seconds)
         if gaps.estimated:
             if cell.estimated is None:
                 cell.estimated = self._number(ESTIMATED, *cell.key[:2])
@@ -450,10 +453,8 @@ class RequestRecorder:
             self.awaits.add(cell.key[0], ledger.awaits)
         return known
 
-    def _phase(self, cell: _Cell, phase: str) -> Number:
-        number = cell.phases.get(phase)
-        if number is None:
-            number = cell.phases[phase] = self._number(PHASE, *cell.key[:2], phase)
+    def _phase(self, cell: _Cell, phase: int) -> Number:
+        number = cell.phases[phase] = self._number(PHASE, *cell.key[:2], PHASES[phase])
         return number
 
     def _record_tasks(self, cell: _Cell, ledger: Ledger) -> None:
@@ -463,10 +464,11 @@ class RequestRecorder:
             cell.outliving = self._number(OUTLIVING, *cell.key[:2])
         cell.tasks.observe(ledger.tasks)
         seconds = ledger.task_seconds
-        for child in list(ledger.children):
-            seconds += self.now() - child.made
-            cell.outliving.add()
-            child.let_go()
+        if ledger.children:
+            for child in ledger.alive():
+                seconds += self.now() - child.made
+                cell.outliving.add()
+                child.let_go()
         cell.task_seconds.add(seconds)
 
     def _record_chunks(self, cell: _Cell, count: int) -> None:
@@ -668,36 +670,48 @@ class HttpExchange(Exchange):
 
     def is_sending(self) -> bool:
         """Whether the server has not yet taken the latest message with a body."""
+        if self.sending is None and self.pending is None:
+            return False
         return not (_is_done(self.sending) and _is_done(self.pending))
 
     def resumed(self, driver: Driver, since: float, moment: float, waiting_for: object) -> None:
+        recorder = self.lane.recorder
         try:
-            if not self.is_answered():
+            if self.last_byte and _is_done(self.pending):
+                return
+            ledger = self.ledger
+            if ledger is None:
                 ledger = self.open_ledger()
-                table = self.lane.recorder.awaits
-                woken = driver.woken if driver.woken > since else 0.0
-                ledger.close_gap(self, woken, moment, waiting_for)
-                if moment - since >= table.threshold and waiting_for is not None:
-                    alone = self.suspended <= since
-                    ledger.note_wait(table, driver, since, moment, alone=alone)
+            ledger.close_gap(self, recorder.loop, driver, since, moment, waiting_for)
+            if moment - since >= recorder.awaits.threshold and waiting_for is not None:
+                alone = self.suspended <= since
+                ledger.note_wait(recorder.awaits, driver, since, moment, alone=alone)
         except Exception as fault:
-            self.lane.recorder.failed(fault)
+            recorder.failed(fault)
 
     def stepped(self, began: float, ended: float) -> None:
-        """Like ``settle``, which will follow, for the step of a task."""
         if self.pending is not None:
-            self.plain = False
-            self.first_byte = self.first_byte or self.last_byte
-            if not _is_done(self.pending):
-                self.held_up = True
-            elif self.held_up:
-                self.held_up = False
-                self.last_byte = began
-        until = min(ended, self.last_byte) if self.is_answered() else ended
+            ended = self._settle_within(began, ended)
+        elif self.last_byte:
+            return
         ledger = self.ledger
-        if ledger is not None and until > began:
-            ledger.loop_run += until - began
-            ledger.longest = max(ledger.longest, ended - began)
+        if ledger is not None and ended > began:
+            held = ended - began
+            ledger.loop_run += held
+            if held > ledger.longest:
+                ledger.longest = held
+
+    def _settle_within(self, began: float, ended: float) -> float:
+        """Like ``settle``, which will follow, for the step of a task: until when it counts."""
+        self.plain = False
+        self.first_byte = self.first_byte or self.last_byte
+        if not _is_done(self.pending):
+            self.held_up = True
+            return ended
+        if self.held_up:
+            self.held_up = False
+            self.last_byte = began
+        return min(ended, self.last_byte)
 
     def is_under_way(self) -> bool:
         return self in self.lane.recorder.active
@@ -705,9 +719,10 @@ class HttpExchange(Exchange):
     def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         """What to make a task of in place of ``coroutine``, which the request wants to run."""
         recorder = self.lane.recorder
-        if not self.is_under_way() or recorder.thread != get_ident():
+        if self not in recorder.active or recorder.thread != get_ident():
             return coroutine
-        return ChildSteps(coroutine, self, self.open_ledger())
+        self.is_followed = True
+        return ChildSteps(coroutine, self, self.ledger or self.open_ledger())
 
     def sleeps(self, future: object, until: float) -> None:
         self.open_ledger().note_sleep(future, until)
@@ -719,6 +734,7 @@ class HttpExchange(Exchange):
         """
         if not self.is_under_way() or self.is_answered():
             return None
+        self.is_followed = True
         return Stay(self.open_ledger().gaps)
 
     def open_ledger(self) -> Ledger:

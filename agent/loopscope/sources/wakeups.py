@@ -19,7 +19,6 @@ from contextvars import Context
 from typing import Any
 
 from loopscope.sources.children import ChildSteps
-from loopscope.sources.exchange import Driver
 from loopscope.sources.ledger import CURRENT, current
 
 _END_SLEEP: object = getattr(asyncio.futures, "_set_result_unless_cancelled", None)
@@ -90,8 +89,8 @@ def _stamping(call_soon: Callable[..., Any], now: Callable[[], float]) -> Callab
             if exchange is not None:
                 task: Any = getattr(callback, "__self__", None)
                 if isinstance(task, asyncio.Task):
-                    driver = _driver_of(task)  # pyright: ignore[reportUnknownArgumentType]
-                    if driver is None:
+                    driver: Any = task.get_coro()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                    if type(driver) is not ChildSteps:
                         driver = exchange.steps
                     if driver is not None:
                         driver.woken = now()
@@ -114,8 +113,3 @@ def _noting(call_later: Callable[..., Any], now: Callable[[], float]) -> Callabl
         return call_later(delay, callback, *arguments, context=context)
 
     return noting
-
-
-def _driver_of(task: asyncio.Task[Any]) -> Driver | None:
-    coroutine: object = task.get_coro()
-    return coroutine if isinstance(coroutine, ChildSteps) else None
