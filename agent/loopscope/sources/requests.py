@@ -53,7 +53,7 @@ from loopscope.sources.exchange import (
     Scope,
     Send,
 )
-from loopscope.sources.ledger import Ledger, LoopView, UnseenLoop
+from loopscope.sources.ledger import LONG, Ledger, LoopView, UnseenLoop
 
 _BY_ROUTE = ("http_request_method", "http_route")
 
@@ -682,6 +682,8 @@ class HttpExchange(Exchange):
             ledger = self.ledger
             if ledger is None:
                 ledger = self.open_ledger()
+            elif moment - since <= LONG and ledger.gaps.is_settled():
+                return
             ledger.close_gap(self, recorder.loop, driver, since, moment, waiting_for)
             if moment - since >= recorder.awaits.threshold and waiting_for is not None:
                 alone = self.suspended <= since
