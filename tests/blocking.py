@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,12 +24,14 @@ import loopscope.asgi
 import loopscope.sources.children
 import loopscope.sources.exchange
 import loopscope.sources.factory
+from loopscope.sources.pools.source import ADAPTERS
 
 _DRIVERS = [
     loopscope.asgi,
     loopscope.sources.children,
     loopscope.sources.exchange,
     loopscope.sources.factory,
+    *(sys.modules[adapter.__module__] for adapter in ADAPTERS),
 ]
 
 ALLOWED: dict[tuple[str, str], str] = {

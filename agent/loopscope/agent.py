@@ -47,6 +47,7 @@ from loopscope.sources.in_flight import InFlightSource
 from loopscope.sources.itself import SelfSource
 from loopscope.sources.ledger import SERVERS
 from loopscope.sources.loop import LoopMonitor
+from loopscope.sources.pools.source import PoolsSource
 from loopscope.sources.process import ProcessSource
 from loopscope.sources.processes import ProcessesSource
 from loopscope.sources.request_start import seconds_queued
@@ -181,6 +182,7 @@ class Agent:
                 sum(r.requests.folded + r.websockets.folded for r in self._recorders)
                 + self.tasks.folded
                 + self.awaits.folded
+                + self.pools.book.lost
             ),
             series=lambda: self.page.series_count,
         )
@@ -206,8 +208,10 @@ class Agent:
         self.imports = Imports(self.faults)
         self.threads = ThreadsSource(self.imports, self.faults)
         self.processes = ProcessesSource(self.imports, self.faults)
+        self.pools = PoolsSource(self.page, self.clock.now, self.imports, self.faults)
         self._refreshed = (
             self.awaits,
+            self.pools,
             InFlightSource(self.page, self.live_requests, self.live_sessions),
             ProcessSource(self.page),
             CgroupSource(self.page),
@@ -233,6 +237,7 @@ class Agent:
             "tasks": self.tasks.start,
             "threads": self.threads.start,
             "processes": self.processes.start,
+            "pools": self.pools.start,
             "admin": self._front.start,
         }
         if self.settings.stalls:
@@ -272,6 +277,7 @@ class Agent:
         self.factories.stop()
         self.threads.stop()
         self.processes.stop()
+        self.pools.stop()
 
     def enter(self) -> None:
         """An application has started up."""

@@ -21,6 +21,7 @@ from loopscope.sources import (
     tasks,
     websockets,
 )
+from loopscope.sources.pools import meter
 
 SOURCES = (
     requests,
@@ -31,6 +32,7 @@ SOURCES = (
     tasks,
     factory,
     awaits,
+    meter,
     process,
     cgroup,
     gc,

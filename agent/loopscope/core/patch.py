@@ -1,8 +1,9 @@
-"""One attribute of somebody else's class with ours in its place, and the way back."""
+"""One attribute of somebody else's class or module with ours in its place, and the way back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 
@@ -10,10 +11,10 @@ class Patch:
     """Replaces ``owner.name`` by what ``make`` returns for the original. Starts at once.
 
     The original is the very object in the class' dictionary: a ``classmethod`` is one, no method.
-    Raises ``KeyError`` where the class has no attribute of its own by that name.
+    Raises ``KeyError`` where there is no attribute of its own by that name.
     """
 
-    def __init__(self, owner: type, name: str, make: Callable[[Any], Any]) -> None:
+    def __init__(self, owner: type | ModuleType, name: str, make: Callable[[Any], Any]) -> None:
         self._owner = owner
         self._name = name
         self._original = vars(owner)[name]

@@ -100,6 +100,10 @@ class Exchange:
     def sleeps(self, future: object, until: float) -> None:
         """It will be done waiting for ``future`` at that moment."""
 
+    def route_so_far(self) -> str:
+        """The route's template, as far as routing has come. From any thread."""
+        return ""
+
     def finish(self, error: BaseException | None) -> None:
         """The app's coroutine has ended, by ``error`` if not None. Must not raise."""
         raise NotImplementedError

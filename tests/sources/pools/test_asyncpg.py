@@ -1,0 +1,161 @@
+"""asyncpg's pool against a real PostgreSQL: five connections, and more who want one."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from loopscope import Loopscope
+from loopscope.agent import stop_agent
+from tests.harness import call, label_sets, published
+
+pytestmark = pytest.mark.anyio
+
+KIND = {"kind": "db.asyncpg"}
+HELD = 0.05
+Work = Callable[[], Awaitable[None]]
+
+
+def service(work: Work) -> Loopscope:
+    async def endpoint(request: Request) -> Response:
+        await work()
+        return PlainTextResponse("done")
+
+    return Loopscope(Starlette(routes=[Route("/work", endpoint), Route("/", endpoint)]))
+
+
+async def nothing() -> None:
+    """What the first request does, so that the agent is there before the pool."""
+
+
+async def started(postgres: str, **options: Any) -> tuple[Any, Loopscope, list[Work]]:
+    """A pool made in a running service, which does whatever is put into the list."""
+    work: list[Work] = [nothing]
+    app = service(lambda: work[0]())
+    await call(app)
+    pool = await asyncpg.create_pool(postgres, **{"min_size": 5, "max_size": 5, **options})
+    return pool, app, work
+
+
+def figure(name: str, **labels: str) -> float:
+    return published(f"loopscope_pool_{name}", **KIND, **labels)
+
+
+async def test_who_waits_and_who_holds_is_known(postgres: str) -> None:
+    """50 users of 5 connections: gauges in the middle, waits and uses afterwards, then nothing."""
+    pool, app, work = await started(postgres)
+    truth = {"wait": 0.0, "use": 0.0}
+
+    async def use() -> None:
+        asked = time.perf_counter()
+        async with pool.acquire() as connection:
+            got = time.perf_counter()
+            await connection.execute("select 1")
+            await asyncio.sleep(HELD)
+            truth["use"] += time.perf_counter() - got
+        truth["wait"] += got - asked
+
+    work[0] = use
+    requests = [asyncio.create_task(call(app, "/work")) for _ in range(50)]
+    await asyncio.sleep(1.5 * HELD)
+    assert (figure("capacity"), figure("in_use"), figure("idle")) == (5, 5, 0)
+    assert figure("pending") >= 30
+    assert figure("oldest_wait_seconds") >= HELD
+    await asyncio.gather(*requests)
+    assert (figure("in_use"), figure("pending"), figure("idle")) == (0, 0, 5)
+    assert figure("wait_seconds_count") == figure("use_seconds_count") == 50
+    assert figure("wait_seconds_sum") == pytest.approx(truth["wait"], rel=0.05)
+    assert figure("use_seconds_sum") == pytest.approx(truth["use"], rel=0.05)
+    route = {"http_route": "/work"}
+    assert figure("route_wait_seconds_total", **route) == pytest.approx(figure("wait_seconds_sum"))
+    assert figure("route_use_seconds_total", **route) == pytest.approx(figure("use_seconds_sum"))
+    phase = published("loopscope_request_phase_seconds_total", phase="pool_wait", **route)
+    loop = published("loopscope_request_phase_seconds_total", phase="loop_wait", **route)
+    assert phase + loop >= 0.95 * truth["wait"]
+    assert phase > loop
+    await pool.close()
+
+
+async def test_timeouts_cancellation_and_refusal_are_told_apart(postgres: str) -> None:
+    """Who gave up, who was cancelled, and who got an error; none of them holds anything."""
+    pool, _, _ = await started(postgres, min_size=1, max_size=1)
+    async with pool.acquire():
+        with pytest.raises(TimeoutError):
+            await pool.acquire(timeout=0.01)
+        waiting = asyncio.create_task(pool.fetchval("select 1"))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    await pool.close()
+    with pytest.raises(asyncpg.InterfaceError):
+        await pool.acquire()
+    assert figure("timeouts_total") == figure("cancelled_total") == figure("rejected_total") == 1
+    assert figure("in_use") == figure("pending") == 0
+
+
+async def test_connections_made_are_timed(postgres: str) -> None:
+    """Each with how long it took."""
+    pool, _, _ = await started(postgres, min_size=3)
+    assert figure("create_seconds_count") == 3
+    assert figure("create_seconds_sum") > 0
+    await pool.close()
+
+
+async def test_a_connection_that_breaks_while_in_use_is_given_back(postgres: str) -> None:
+    """The pool never sees it again, and neither do we."""
+    pool, _, _ = await started(postgres)
+    async with pool.acquire() as connection:
+        connection.terminate()
+        await asyncio.sleep(0.05)
+    assert figure("in_use") == 0
+    assert figure("use_seconds_count") == 1
+    await pool.close()
+
+
+async def test_pools_are_named_by_where_they_lead(postgres: str) -> None:
+    """By host, port and database, without who connects and how; the second one by a number."""
+    first, _, _ = await started(postgres, password="secret")
+    second = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
+    await first.fetchval("select 1")
+    await second.fetchval("select 1")
+    names = sorted(labels["pool"] for labels in label_sets("loopscope_pool_capacity"))
+    assert len(names) == 2
+    assert names[1] == f"{names[0]} #2"
+    assert not [name for name in names if "secret" in name or "@" in name]
+    await first.close()
+    await second.close()
+
+
+async def test_a_pool_that_is_dropped_is_gone(postgres: str) -> None:
+    """Nothing of ours keeps it; its gauges go to zero."""
+    pool, _, _ = await started(postgres)
+    await pool.fetchval("select 1")
+    assert figure("capacity") == 5
+    await pool.close()
+    del pool
+    gc.collect()
+    assert figure("capacity") == figure("idle") == 0
+
+
+async def test_stopping_leaves_the_library_as_it_was(postgres: str) -> None:
+    """And pools that were measured go on without us."""
+    before = (asyncpg.Pool, asyncpg.pool.Pool, dict(vars(asyncpg.pool.Pool)))
+    pool, _, _ = await started(postgres)
+    assert type(pool) is asyncpg.Pool
+    assert isinstance(pool, before[0])
+    stop_agent()
+    assert (asyncpg.Pool, asyncpg.pool.Pool) == before[:2]
+    assert dict(vars(asyncpg.pool.Pool)) == before[2]
+    assert await pool.fetchval("select 1") == 1
+    await pool.close()
