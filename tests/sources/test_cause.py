@@ -131,7 +131,7 @@ ANOTHER_LINE = (*USER, (code("/srv/app/x.py", "lock.acquire()\nsleep()"), 2))
         # CPU
         (stall(cpu=0.95), "cpu", True),
         (stall(cpu=0.55), "cpu", True),
-        (stall(cpu=0.45), "unknown", False),
+        (stall(cpu=0.45), "blocking_call", False),
         (stall(cpu=0.95, rounds=[GIL_HELD], samples=samples(count=1)), "cpu", True),
         (stall(cpu=0.95, samples=samples(count=1)), "cpu", False),
         (stall(cpu=0.4, run_wait=0.4), "cpu", False),

@@ -30,7 +30,7 @@ What cannot be told apart, and what is said then:
 * Who held the GIL, if that thread has ended since: ``gil_contention`` without a name.
 * Many calls of one callback from a long one, where the loop's own frames are not Python's (uvloop)
   and no task runs: ``cpu``, in the function that was seen.
-* Half a stall of one kind and half of another: one of them, or ``unknown``.
+* Half a stall of one kind and half of another: the larger half, without confidence.
 * Without the kernel's books (macOS; sandboxes) CPU and blocking: ``unknown``.
 
 A judgement takes up to 3 ms for 40 samples, 30 frames deep: it belongs after the stall.
@@ -460,6 +460,13 @@ def _blocking_call(case: _Case) -> bool | None:
     return certain and case.agreed and case.undisturbed
 
 
+def _mostly_blocking(case: _Case) -> bool | None:
+    """It ran for a part of the stall, and slept in calls for the larger one."""
+    if case.cpu is None or case.wanted_gil is not False or not case.undisturbed:
+        return None
+    return False if case.cpu < _MOST * case.present else None
+
+
 _RULES: tuple[tuple[Cause, Callable[[_Case], bool | None]], ...] = (
     ("suspended", _suspended),
     ("starved", _starved),
@@ -470,6 +477,7 @@ _RULES: tuple[tuple[Cause, Callable[[_Case], bool | None]], ...] = (
     ("lock", _lock),
     ("cpu", _cpu),
     ("blocking_call", _blocking_call),
+    ("blocking_call", _mostly_blocking),
 )
 
 
