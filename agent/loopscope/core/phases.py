@@ -114,6 +114,16 @@ class Gaps:
         self._add(began, ready, doubtful, waiting_as)
         seconds[LOOP_WAIT] += ended - ready
 
+    def enter(self, phase: int) -> None:
+        """Something enters ``phase`` right now: for the thread that runs the request, in a step."""
+        self._inside[phase] += 1
+        self.under_way += 1
+
+    def leave(self, phase: int) -> None:
+        """And is over, in a step as well."""
+        self._inside[phase] -= 1
+        self.under_way -= 1
+
     def present(self) -> int:
         """The phase things are in right now; ``NOWHERE`` if nothing is under way. Any thread."""
         inside = list(self._inside)

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from typing import Any, Protocol
 
-from loopscope.core.phases import Stay
+from loopscope.core.phases import Gaps, Stay
 from loopscope.sources.ledger import CURRENT, LONG, Ledger
 
 Scope = MutableMapping[str, Any]
@@ -95,6 +95,10 @@ class Exchange:
 
     def stay(self) -> Stay | None:
         """Something to move from phase to phase; None where no phases are kept. Any thread."""
+        return None
+
+    def own_gaps(self) -> Gaps | None:
+        """What its own steps enter and leave phases in; None where ``stay`` is what to use."""
         return None
 
     def sleeps(self, future: object, until: float) -> None:

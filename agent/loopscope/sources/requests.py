@@ -38,6 +38,7 @@ from loopscope.core.phases import (
     LOOP_RUN,
     NOWHERE,
     PHASES,
+    Gaps,
     Stay,
 )
 from loopscope.core.routes import matched_route
@@ -728,6 +729,13 @@ class HttpExchange(Exchange):
 
     def sleeps(self, future: object, until: float) -> None:
         self.open_ledger().note_sleep(future, until)
+
+    def own_gaps(self) -> Gaps | None:
+        recorder = self.lane.recorder
+        if self.last_byte or self not in recorder.active or recorder.thread != get_ident():
+            return None
+        self.is_followed = True
+        return (self.ledger or self.open_ledger()).gaps
 
     def stay(self) -> Stay | None:
         """Something to move from phase to phase; None once the request is answered. Any thread.

@@ -17,13 +17,13 @@ import weakref
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import DURATION_BOUNDS, STEP_BOUNDS, Metric
 from loopscope.core.page import Page, PageFullError
-from loopscope.core.phases import NOWHERE, POOL_WAIT, Stay
+from loopscope.core.phases import NOWHERE, POOL_WAIT, Gaps, Stay
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.ledger import current
 
@@ -136,30 +136,30 @@ MOST_EVENTS: Final = 65_536
 """Waits and uses that are over, kept until somebody reads."""
 
 
-class _Event(NamedTuple):
-    """Something that is over."""
-
-    meter: Meter
-    kind: str
-    seconds: float
-    exchange: Exchange | None
+_Event = tuple["Meter", str, float, Exchange | None]
+"""What is over: of which pool, whether a wait, a use or whatever else, its seconds, and whose."""
 
 
 class Use:
     """One wait for, and use of, something in a pool. For one thread at a time."""
 
-    __slots__ = ("_asked", "_exchange", "_got", "_meter", "_stay")
+    __slots__ = ("_asked", "_exchange", "_gaps", "_got", "_meter", "_stay")
 
     def __init__(self, meter: Meter, exchange: Exchange | None, now: float) -> None:
         self._meter = meter
         self._exchange = exchange
         self._asked = now
         self._got = 0.0
+        self._gaps: Gaps | None = None
         self._stay: Stay | None = None
         if exchange is not None:
-            self._stay = stay = exchange.stay()
-            if stay is not None:
-                stay.move(POOL_WAIT, now)
+            self._gaps = gaps = exchange.own_gaps()
+            if gaps is not None:
+                gaps.enter(POOL_WAIT)
+            else:  # in a thread of its own
+                self._stay = stay = exchange.stay()
+                if stay is not None:
+                    stay.move(POOL_WAIT, now)
         meter.waiting.add(self)
 
     @property
@@ -191,7 +191,10 @@ class Use:
 
     def _stop_waiting(self, now: float) -> None:
         self._meter.waiting.discard(self)
-        if self._stay is not None:
+        if self._gaps is not None:
+            self._gaps.leave(POOL_WAIT)
+            self._gaps = None
+        elif self._stay is not None:
             self._stay.move(NOWHERE, now)
             self._stay = None
 
@@ -224,7 +227,7 @@ class Meter:
         """A wait, a use or an attempt to make a new one is over."""
         events = self.book.events
         if len(events) < MOST_EVENTS:
-            events.append(_Event(self, kind, seconds, exchange))
+            events.append((self, kind, seconds, exchange))
         else:
             self.book.lost += 1
 
