@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from loopscope.admin.awaits import awaits
 from loopscope.admin.parameters import BadParameterError, choice, whole
+from loopscope.admin.pools import pools
 from loopscope.admin.requests import listed as in_flight
 from loopscope.admin.snapshot import snapshot
 from loopscope.admin.stalls import by_location
@@ -60,6 +61,7 @@ class AdminApp:
                 Route("/api/requests", self._guarded(self.requests)),
                 Route("/api/awaits", self._guarded(self.awaits)),
                 Route("/api/awaits/profile", self._guarded(self.wall_profile)),
+                Route("/api/pools", self._guarded(self.pools)),
                 Route("/", self._guarded(self.index)),
             ]
         return Starlette(
@@ -162,6 +164,14 @@ class AdminApp:
         content = profile.speedscope("where requests' time went")
         return _download(JSONResponse(content), "requests.speedscope.json")
 
+    async def pools(self, request: Request) -> Response:
+        """Every pool in one shape: see ``loopscope.admin.pools``."""
+        agent = self._agent()
+        if agent is None:
+            return _not_running()
+        loop = asyncio.get_running_loop()
+        return JSONResponse(await loop.run_in_executor(agent.renderer, pools, agent))
+
     async def healthz(self, request: Request) -> Response:
         """That the agent answers; says nothing of the service."""
         return _not_running() if self._agent() is None else PlainTextResponse("ok\n")
@@ -179,6 +189,7 @@ class AdminApp:
             "/api/awaits     which line waited for what; ?route=/items/{id}&limit=100\n"
             "/api/awaits/profile  where requests' time went; ?route=,\n"
             "                ?format=folded|speedscope\n"
+            "/api/pools      how close each pool is to saturation, who waits and who holds\n"
             "/healthz        whether the agent answers\n"
         )
 

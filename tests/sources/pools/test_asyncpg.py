@@ -16,7 +16,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from loopscope import Loopscope
-from loopscope.agent import stop_agent
+from loopscope.admin.pools import pools
+from loopscope.agent import current_agent, stop_agent
 from tests.harness import call, label_sets, published
 
 pytestmark = pytest.mark.anyio
@@ -83,6 +84,26 @@ async def test_who_waits_and_who_holds_is_known(postgres: str) -> None:
     loop = published("loopscope_request_phase_seconds_total", phase="loop_wait", **route)
     assert phase + loop >= 0.95 * truth["wait"]
     assert phase > loop
+    await pool.close()
+
+
+async def test_the_api_has_each_pool_in_one_shape(postgres: str) -> None:
+    """With its routes, those that used it most first."""
+    pool, app, work = await started(postgres)
+
+    async def use() -> None:
+        async with pool.acquire():
+            await asyncio.sleep(HELD)
+
+    work[0] = use
+    await asyncio.gather(*(call(app, "/work") for _ in range(10)))
+    agent = current_agent()
+    assert agent is not None
+    (found,) = (await asyncio.to_thread(pools, agent))["pools"]
+    assert (found["kind"], found["capacity"], found["in_use"]) == ("db.asyncpg", 5, 0)
+    assert found["wait"]["count"] == found["use"]["count"] == 10
+    assert found["routes"][0]["route"] == "/work"
+    assert found["routes"][0]["use_s"] == pytest.approx(found["use"]["seconds"])
     await pool.close()
 
 
