@@ -396,6 +396,97 @@ STALLS = Row(
     ),
 )  # fmt: skip
 
+_POOL = "{{pool}}"
+_POOL_WAIT = "loopscope_pool_wait_seconds"
+_POOL_FAILED = ("timeouts", "rejected", "cancelled")
+
+POOLS = Row(
+    "Pools",
+    (
+        Panel(
+            "In use of capacity",
+            "At 1 whoever comes next has to wait. Near 1 all the time: a larger pool, or shorter "
+            "uses; see which route holds it.",
+            (Query(
+                f"sum by (pool) (loopscope_pool_in_use{{{_TARGET}}}) "
+                f"/ sum by (pool) (loopscope_pool_capacity{{{_TARGET}}})",
+                _POOL,
+            ),),
+            "percentunit", maximum=1.0,
+        ),
+        Panel(
+            "Waiting",
+            "How many wait right now. Above zero for longer than a moment: the pool is too small "
+            "for how long each use takes.",
+            (Query(f"sum by (pool) (loopscope_pool_pending{{{_TARGET}}})", _POOL),),
+            "short",
+        ),
+        Panel(
+            "Longest wait and use right now",
+            "What has not ended is in no histogram. A use that only grows older is a leak, or a "
+            "request that hangs with a connection in its hand.",
+            (
+                Query(
+                    f"max by (pool) (loopscope_pool_oldest_wait_seconds{{{_TARGET}}})",
+                    f"wait {_POOL}",
+                ),
+                Query(
+                    f"max by (pool) (loopscope_pool_oldest_use_seconds{{{_TARGET}}})",
+                    f"use {_POOL}",
+                ),
+            ),
+            "s",
+        ),
+        Panel(
+            "Waits (p95)",
+            "From asking to having; time to make a connection included.",
+            (Query(
+                f"histogram_quantile(0.95, {_rate(f'{_POOL_WAIT}_bucket', _TARGET, 'le, pool')})",
+                _POOL,
+            ),),
+            "s",
+        ),
+        Panel(
+            "Who holds, by route",
+            "Connections in use on average, by the route that uses them: the tallest is where a "
+            "shorter use helps most.",
+            (Query(
+                _rate("loopscope_pool_route_use_seconds_total", by="pool, http_route"),
+                "{{http_route}}",
+            ),),
+            "short", stacked=True,
+        ),
+        Panel(
+            "Who waits, by route",
+            "Requests waiting on average, by their route.",
+            (Query(
+                _rate("loopscope_pool_route_wait_seconds_total", by="pool, http_route"),
+                "{{http_route}}",
+            ),),
+            "short", stacked=True,
+        ),
+        Panel(
+            "Did not get one",
+            "timeouts: gave up waiting. rejected: turned away, or an error. cancelled: somebody "
+            "else gave up, often the client.",
+            tuple(
+                Query(_rate(f"loopscope_pool_{each}_total", _TARGET), each)
+                for each in _POOL_FAILED
+            ),
+            "ops", width=12, stacked=True,
+        ),
+        Panel(
+            "Connections made",
+            "Per second. Many while the pool is not full: connections do not last, or each request "
+            "makes its own.",
+            (Query(
+                _rate("loopscope_pool_create_seconds_count", _TARGET, "pool"), _POOL
+            ),),
+            "ops", width=12,
+        ),
+    ),
+)  # fmt: skip
+
 STREAMS = Row(
     "WebSockets and streams",
     (
@@ -505,7 +596,7 @@ PROCESS = Row(
     ),
 )  # fmt: skip
 
-ROWS = (HEADLINE, REQUESTS, TIME, LOOP, STALLS, STREAMS, PROCESS)
+ROWS = (HEADLINE, REQUESTS, TIME, LOOP, STALLS, POOLS, STREAMS, PROCESS)
 
 
 def board() -> Json:

@@ -14,6 +14,8 @@ from fastapi import BackgroundTasks, FastAPI, HTTPException, WebSocket
 from fastapi.responses import StreamingResponse
 
 from loopscope import Loopscope
+from loopscope.agent import current_agent
+from loopscope.sources.pools.meter import Meter
 
 left: set[asyncio.Task[None]] = set()
 
@@ -53,6 +55,39 @@ async def fan_out() -> str:
     left.add(left_alone := asyncio.create_task(asyncio.sleep(0.05)))
     left_alone.add_done_callback(left.discard)
     await asyncio.gather(*(asyncio.sleep(0.005) for _ in range(10)))
+    return "done"
+
+
+class Shelf:
+    """What stands for a library's pool: two places."""
+
+
+shelf = Shelf()
+meters: list[Meter] = []
+
+
+def shelf_meter() -> Meter:
+    """Measures the shelf; there is something to measure with once requests come."""
+    if not meters:
+        agent = current_agent()
+        assert agent is not None
+        book = agent.pools.book
+        meters.append(book.meter(shelf, "shelf", "test", lambda: 2.0, lambda: 1.0))
+    return meters[0]
+
+
+@app.get("/pool")
+async def pool() -> str:
+    """Takes a place, and fails to get another in each of the ways there are."""
+    meter = shelf_meter()
+    meter.over("create", 0.001, None)
+    for error in (TimeoutError(), ConnectionError(), asyncio.CancelledError()):
+        meter.ask().failed(error)
+    use = meter.ask()
+    await asyncio.sleep(0.002)
+    use.got()
+    await asyncio.sleep(0.002)
+    use.release()
     return "done"
 
 

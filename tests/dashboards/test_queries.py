@@ -76,6 +76,7 @@ async def load(port: int) -> int:
                 "/export",
                 "/one-by-one",
                 "/fan-out",
+                "/pool",
                 *("/thread",) * 5,
                 "/block",
                 "/no",
