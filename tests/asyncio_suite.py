@@ -20,7 +20,7 @@ from typing import Any
 from loopscope.sources.children import ChildSteps
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.factory import TaskFactory
-from loopscope.sources.ledger import CURRENT, Ledger
+from loopscope.sources.ledger import CURRENT, Claim, Ledger
 
 
 class Endless(Exchange):
@@ -33,6 +33,9 @@ class Endless(Exchange):
         self.suspended = self.now()
         self.ledger = Ledger()
         self.followed = 0
+
+    def is_under_way(self) -> bool:
+        return True
 
     def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         assert self.ledger is not None
@@ -49,7 +52,7 @@ def install(exchange: Endless) -> None:
         TaskFactory(loop).install()
 
     asyncio.BaseEventLoop.__init__ = init  # type: ignore[method-assign, assignment]
-    CURRENT.set(exchange)
+    CURRENT.set(Claim(exchange))
 
 
 def main() -> None:

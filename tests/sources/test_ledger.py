@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 import anyio
@@ -21,6 +22,7 @@ from starlette.routing import Route
 
 from loopscope import Loopscope
 from loopscope.agent import stop_agent
+from loopscope.sources.ledger import current
 from tests.harness import Message, Server, call, http_scope, label_sets, published
 
 pytestmark = pytest.mark.anyio
@@ -394,6 +396,80 @@ async def test_a_cancelled_request_adds_up_too() -> None:
     with pytest.raises(asyncio.CancelledError):
         await request
     assert phases()["loop_run"] >= 0.02
+
+
+async def test_what_a_request_leaves_running_does_not_keep_it() -> None:
+    """Neither a task nor a timer that it started holds on to its scope, its server or its body."""
+
+    class Held:
+        pass
+
+    kept: list[weakref.ref[Any]] = []
+    started: list[Any] = []
+
+    async def endpoint(request: Request) -> Response:
+        held = request.scope["held"]
+        kept.append(weakref.ref(held))
+        started.append(asyncio.create_task(asyncio.sleep(10)))
+        await asyncio.sleep(0.001)
+        started.append(asyncio.get_running_loop().call_later(10, id, 0))
+        return PlainTextResponse("done")
+
+    app = service(endpoint)
+    for _ in range(2):  # the thread's latest request is kept, in place of the one before
+        await call(app, held=Held())
+    gc.collect()
+    for each in started:
+        each.cancel()
+    assert kept[0]() is None
+
+
+async def asked(scope: Any, receive: Any, send: Any) -> None:
+    """Asks whose it is before it first waits, if it does."""
+    asyncio.create_task(leaf(0.0, 0.0))  # noqa: RUF006
+    if scope["waits"]:
+        await asyncio.sleep(0.002)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"done"})
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_request_that_calls_another_app_stays_itself(waits: bool) -> None:
+    """What it starts after that call, in its own task, is its own again."""
+    inner = Loopscope(asked)
+
+    async def endpoint(request: Request) -> Response:
+        await asyncio.sleep(0)
+        whose = current()
+        await call(inner, waits=waits)
+        assert current() is whose is not None
+        await gathered()
+        return PlainTextResponse("done")
+
+    await call(service(endpoint), "/")
+    assert published("loopscope_request_tasks_count") == 2
+    assert published("loopscope_request_tasks_sum") == 1 + 2
+    assert published(PHASE, phase="loop_run") >= 0.04
+
+
+async def test_one_request_ended_within_another_takes_nothing_from_it() -> None:
+    """A call that was given up, and is closed by whoever lets go of it last, is not theirs."""
+
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    server = Server()
+    given_up: Any = Loopscope(never)(http_scope("/"), server.receive, server.send)
+    Context().run(given_up.send, None)
+
+    async def endpoint(request: Request) -> Response:
+        await asyncio.sleep(0)
+        whose = current()
+        given_up.close()
+        assert current() is whose is not None
+        return PlainTextResponse("done")
+
+    assert (await call(service(endpoint))).body == b"done"
 
 
 async def test_tasks_made_are_counted() -> None:

@@ -301,16 +301,16 @@ async def test_a_request_that_fails_in_a_thread_adds_up() -> None:
 
 @every_hop
 async def test_the_thread_knows_its_request(hop: Hop) -> None:
-    """In the thread CURRENT is the request, and afterwards the thread knows none."""
+    """In the thread the request is the current one, and afterwards the thread knows none."""
     seen: list[object] = []
 
     async def twice(function: Callable[[], Any]) -> None:
         seen.append(current())
         await hop(function)
 
-    await call(handing(lambda: seen.append(CURRENT.get()), twice))
+    await call(handing(lambda: seen.append(current()), twice))
     assert seen[0] is seen[1] is not None
-    await hop(lambda: seen.append(CURRENT.get()))
+    await hop(lambda: seen.append(current()))
     assert seen[2] is None
 
 
@@ -450,7 +450,7 @@ async def test_background_jobs_leave_nothing_behind() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"hello"})
         await asyncio.sleep(0)
-        exchange = CURRENT.get()
+        exchange = current()
         assert exchange is not None
         for _ in range(10):
             await asyncio.to_thread(int)

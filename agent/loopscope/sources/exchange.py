@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMa
 from typing import Any, Protocol
 
 from loopscope.core.phases import Gaps, Stay
-from loopscope.sources.ledger import CURRENT, LONG, Ledger
+from loopscope.sources.ledger import CURRENT, LONG, Claim, Ledger
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -164,7 +164,7 @@ class Steps:
         now = exchange.now
         loop_run = longest = 0.0
         argument: Any = None
-        token = CURRENT.set(exchange)
+        token = CURRENT.set(Claim(exchange))
         try:
             while True:
                 moment = now()
@@ -200,10 +200,11 @@ class Steps:
             argument = None
             try:
                 CURRENT.reset(token)
-                if token.old_value is exchange:  # somebody asked before it first waited
-                    CURRENT.set(None)
-            except ValueError:  # a server that does not run all of a call in one context
-                CURRENT.set(None)
+                claim = token.old_value
+            except ValueError:  # another context: who ends it (the collector, say) never ran it
+                claim = CURRENT.get()
+            if isinstance(claim, Claim) and claim() is exchange:  # it was asked for at once
+                CURRENT.set(claim.within)
 
 
 async def as_coroutine(awaitable: Awaitable[Any]) -> Any:

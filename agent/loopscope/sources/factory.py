@@ -23,7 +23,7 @@ from typing import Any
 from loopscope.core.histogram import Number
 from loopscope.core.metric import Metric
 from loopscope.core.page import Page
-from loopscope.sources.ledger import CURRENT, current
+from loopscope.sources.ledger import CURRENT, claimed, current
 
 CREATED = Metric(
     "asyncio_tasks_created_total",
@@ -159,7 +159,7 @@ class TaskFactory:
         """``coroutine``, or what stands in for it as a part of the current request."""
         tally = self.tally
         tally.created += 1
-        exchange = current() if context is None else context.get(CURRENT)
+        exchange = current() if context is None else claimed(context.get(CURRENT))
         if exchange is not None and _is_coroutine(coroutine):
             try:
                 coroutine = exchange.adopt(coroutine)

@@ -42,7 +42,19 @@ MOST_AWAITS = 256
 MOST_SLEEPS = 1024
 """Sleeps remembered of one request, all at one time."""
 
-CURRENT: ContextVar[Exchange | None] = ContextVar("loopscope_current", default=None)
+
+class Claim(ref["Exchange"]):
+    """That a context is one of a request's. It does not keep the request.
+
+    Whatever copies a context (tasks, timers, a connection that is read from) may live for as long
+    as the service does, and should not hold on to the body of the request that happened to make it.
+    """
+
+    within: Claim | None = None
+    """Of the request whose code has called the app itself and was interrupted by this one."""
+
+
+CURRENT: ContextVar[Claim | None] = ContextVar("loopscope_current", default=None)
 """Whose code this is: see ``current``. Inherited by tasks and threads that copy the context, and so
 found there also after the request is over."""
 
@@ -59,20 +71,38 @@ SERVERS: dict[int, Server] = {}
 
 
 def current() -> Exchange | None:
-    """The request whose code asks, if it is one's. It may be over.
+    """The request whose code asks, if it is one's and under way.
 
     A context variable says so, but most requests never wait, start nothing and are never asked
     about, and should not pay for setting it. So it is set by ``Steps`` when a request first waits,
     and here when somebody asks before that.
     """
-    exchange = CURRENT.get()
+    claim = CURRENT.get()
     server = SERVERS.get(get_ident())
     latest = None if server is None else server.latest
     if latest is None or latest.steps is not None or not latest.is_under_way():
-        return exchange
-    if latest is not exchange:  # this is its first step
-        CURRENT.set(latest)
+        return claimed(claim)
+    if claim is None or claim() is not latest:  # this is its first step
+        mine = Claim(latest)
+        mine.within = _lasting(claim)
+        CURRENT.set(mine)
     return latest
+
+
+def claimed(claim: Claim | None) -> Exchange | None:
+    """The request a context is one of, if that is under way."""
+    lasting = _lasting(claim)
+    return None if lasting is None else lasting()
+
+
+def _lasting(claim: Claim | None) -> Claim | None:
+    """``claim``, or the first around it whose request is under way."""
+    while claim is not None:
+        exchange = claim()
+        if exchange is not None and exchange.is_under_way():
+            return claim
+        claim = claim.within
+    return None
 
 
 class LoopView(Protocol):

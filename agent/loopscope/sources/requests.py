@@ -596,8 +596,8 @@ class HttpExchange(Exchange):
     What every request needs has a slot; what few need has a default on the class.
     """
 
-    __slots__ = ("__dict__", "_receive", "_send", "bytes_received", "bytes_sent", "chunks", "head",
-                 "lane", "last_byte", "plain", "status")  # fmt: skip
+    __slots__ = ("__dict__", "__weakref__", "_receive", "_send", "bytes_received", "bytes_sent",
+                 "chunks", "head", "lane", "last_byte", "plain", "status")  # fmt: skip
 
     plain: bool
     """Whether nothing has happened yet that calls for more than the short path."""
@@ -728,7 +728,8 @@ class HttpExchange(Exchange):
         return ChildSteps(coroutine, self, self.ledger or self.open_ledger())
 
     def sleeps(self, future: object, until: float) -> None:
-        self.open_ledger().note_sleep(future, until)
+        if not self.is_answered():
+            self.open_ledger().note_sleep(future, until)
 
     def own_gaps(self) -> Gaps | None:
         recorder = self.lane.recorder

@@ -37,7 +37,7 @@ from loopscope.core.patch import Patch
 from loopscope.core.phases import NOWHERE, THREAD_RUN, THREAD_WAIT, Stay
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.futures import future_of, stand_in
-from loopscope.sources.ledger import CURRENT, current
+from loopscope.sources.ledger import CURRENT, Claim, current
 
 
 class _Job:
@@ -116,11 +116,11 @@ class _BackendJob(_Job):
 class _ExecutorJob(_Job):
     """A job of an executor's."""
 
-    __slots__ = ("_exchange", "_future")
+    __slots__ = ("_claim", "_future")
 
     def __init__(self, source: ThreadsSource, exchange: Exchange, stay: Stay) -> None:
         super().__init__(source, exchange, stay)
-        self._exchange = exchange
+        self._claim = Claim(exchange)
         self._future: Callable[[], Future[Any] | None] | None = None
 
     def follow(self, future: Future[Any]) -> None:
@@ -133,7 +133,7 @@ class _ExecutorJob(_Job):
 
     def run(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
         self.begin()
-        token = CURRENT.set(self._exchange)
+        token = CURRENT.set(self._claim)
         try:
             return function(*args, **keywords)
         finally:

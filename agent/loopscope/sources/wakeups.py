@@ -85,7 +85,8 @@ def _stamping(call_soon: Callable[..., Any], now: Callable[[], float]) -> Callab
         callback: Callable[..., Any], *arguments: Any, context: Context | None = None
     ) -> Any:
         if context is not None:
-            exchange = context.get(CURRENT)
+            claim = context.get(CURRENT)
+            exchange = None if claim is None else claim()
             if exchange is not None:
                 task: Any = getattr(callback, "__self__", None)
                 if isinstance(task, asyncio.Task):
