@@ -282,6 +282,7 @@ async def test_an_exception_of_a_task_is_freed_with_the_task() -> None:
     try:
         await call(app.app)
         await call(app)
+        await call(app.app)  # since Python 3.12 the latest one is there until the next
         assert (kept[1]() is None) == (kept[0]() is None)
     finally:
         gc.enable()
