@@ -473,6 +473,22 @@ async def test_one_request_ended_within_another_takes_nothing_from_it() -> None:
     assert (await call(service(endpoint))).body == b"done"
 
 
+async def test_an_answer_that_somebody_else_sends_adds_up() -> None:
+    """A task that has nothing of the request's context answers it; what follows is background."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def answer() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"done"})
+
+        task = asyncio.create_task(answer(), context=Context())
+        await asyncio.sleep(NAP)
+        await task
+
+    await call(Loopscope(app))
+    assert phases()["background"] >= 0.9 * NAP
+
+
 async def test_tasks_made_are_counted() -> None:
     """Every task of the loop counts, whoever made it."""
     await call(service(slowed(0.001)))

@@ -854,6 +854,7 @@ class HttpExchange(Exchange):
             if SCOPE_KEY in scope:
                 del scope[SCOPE_KEY]
             last_byte = self.last_byte
+            step_started = self.step_started
             status = self.status
             try:
                 # The attributes of uvicorn's objects; `getattr` with a default costs more.
@@ -863,7 +864,13 @@ class HttpExchange(Exchange):
                 )
             except AttributeError:
                 unfinished = not _is_done(self.pending) or self.client_left()
-            if error is not None or unfinished or not last_byte or status >= 500 or not self.plain:
+            if (
+                error is not None
+                or unfinished
+                or last_byte < step_started  # never, or sent by something that is not ours
+                or status >= 500
+                or not self.plain
+            ):
                 self._finish_any(error, ended)
             else:
                 matched = matched_route(scope)
@@ -876,7 +883,7 @@ class HttpExchange(Exchange):
                     after = ended - last_byte
                     duration = last_byte - self.started
                     size = self.bytes_sent
-                    step = ended - self.step_started
+                    step = ended - step_started
                     loop_run = step - after
                     steps = self.steps
                     if steps is not None:
