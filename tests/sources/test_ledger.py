@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any
 
 import anyio
@@ -508,3 +508,67 @@ async def test_stopping_leaves_the_loop_as_it_was() -> None:
     changed = {name for name in after[0] if after[0][name] is not before[0].get(name)}
     assert not changed & {"call_soon", "call_later", "set_task_factory", "get_task_factory"}
     assert after[1] is before[1]
+
+
+async def test_what_others_have_put_on_the_loop_is_there_afterwards() -> None:
+    """Whoever has replaced a method of that very loop keeps theirs, and it is called meanwhile."""
+    loop = asyncio.get_running_loop()
+    called: list[str] = []
+
+    def replacement(name: str) -> Callable[..., Any]:
+        original = getattr(loop, name)
+
+        def theirs(*arguments: Any, **options: Any) -> Any:
+            called.append(name)
+            return original(*arguments, **options)
+
+        return theirs
+
+    names = ("call_soon", "call_later", "set_task_factory", "get_task_factory")
+    replaced = {name: replacement(name) for name in names}
+    vars(loop).update(replaced)
+    try:
+        await call(service(slowed(0.01)))
+        stop_agent()
+        assert {name: vars(loop).get(name) for name in names} == replaced
+        assert set(called) == set(names)
+    finally:
+        for name in names:
+            del vars(loop)[name]
+
+
+async def test_after_stopping_a_busy_loop_is_left_alone() -> None:
+    """Even where our selector cannot be taken out, for somebody has put theirs around it."""
+    loop = asyncio.get_running_loop()
+    await call(service(slowed(0.001)))
+    selector: Any = getattr(loop, "_selector", None)
+    if selector is None:
+        return
+    select = selector.select
+    selector.select = lambda timeout=None: select(timeout)
+    stop_agent()
+    for _ in range(3):
+        burn(0.01)
+        await asyncio.sleep(0.001)
+    assert not {"call_soon", "call_later"} & set(vars(loop))
+
+
+async def test_callbacks_may_be_anything_that_can_be_called() -> None:
+    """One that cannot be asked for attributes is called as without us."""
+    called: list[str] = []
+
+    class Proxy:
+        def __call__(self) -> None:
+            called.append("called")
+
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("not now")
+
+    async def endpoint(request: Request) -> Response:
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(Proxy(), context=copy_context())
+        await asyncio.sleep(0)
+        return PlainTextResponse("done")
+
+    assert (await call(service(endpoint))).body == b"done"
+    assert called == ["called"]

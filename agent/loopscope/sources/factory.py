@@ -104,6 +104,7 @@ class TaskFactory:
         self.tally = Tally(loop)
         self._inner: Factory | None = None  # the service's own
         self._shown: Factory | None = None  # what is said to be the service's own
+        self._before: dict[str, Any] = {}  # somebody else's attributes of that very loop
         self._loop = loop
         self._set = loop.set_task_factory
         self._get = loop.get_task_factory
@@ -111,10 +112,11 @@ class TaskFactory:
     def install(self) -> None:
         """Take the factory's place. Raises TypeError for a loop without room for that."""
         attributes = vars(self._loop)
+        self._before = {name: attributes[name] for name in (_SET, _GET) if name in attributes}
         self._take(self._get())
+        self._set(self.make)
         attributes[_SET] = self.set
         attributes[_GET] = self.get
-        self._set(self.make)
 
     def remove(self) -> None:
         """Leave the loop as the service has set it, and to whoever came after us what is theirs."""
@@ -122,6 +124,8 @@ class TaskFactory:
         for name, ours in ((_SET, self.set), (_GET, self.get)):
             if attributes.get(name) == ours:
                 del attributes[name]
+                if name in self._before:
+                    attributes[name] = self._before[name]
         if self._get() == self.make:
             self._set(self._inner)
 

@@ -16,7 +16,7 @@ import asyncio
 import weakref
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import Any, Final
 
 from loopscope.sources.children import ChildSteps
 from loopscope.sources.ledger import CURRENT, current
@@ -49,13 +49,9 @@ class WakeUps:
         self._start(self._now())  # until the loop has shown that it is a quiet one
 
     def detach(self) -> None:
-        """Leave the loop as it was, unless somebody has put theirs around ours."""
-        loop = self._loop()
-        attributes = {} if loop is None else vars(loop)
-        for name, ours in self._standing_in.items():
-            if attributes.get(name) is ours:
-                del attributes[name]
-        self._standing_in = {}
+        """Leave the loop as it was, unless somebody has put theirs around ours; for good."""
+        self._rest()
+        self._loop = lambda: None
 
     def passed(self, seconds: float, moment: float) -> None:
         """A pass of the loop that ended at ``moment`` took so many seconds."""
@@ -67,17 +63,31 @@ class WakeUps:
         if late > LATE:
             self._start(moment)
         elif self._standing_in and moment - self._busy > QUIET:
-            self.detach()
+            self._rest()
 
     def _start(self, moment: float) -> None:
         self._busy = moment
         loop = self._loop()
-        if loop is not None and not self._standing_in and "call_soon" not in vars(loop):
+        if loop is not None and not self._standing_in:
+            attributes = _attributes(loop)
             self._standing_in = {
-                "call_soon": _stamping(loop.call_soon, self._now),
-                "call_later": _noting(loop.call_later, self._now),
+                name: make(getattr(loop, name), self._now)
+                for name, make in _STAND_INS.items()
+                if name not in attributes  # somebody else stands in there
             }
-            vars(loop).update(self._standing_in)
+            attributes.update(self._standing_in)
+
+    def _rest(self) -> None:
+        attributes = _attributes(self._loop())
+        for name, ours in self._standing_in.items():
+            if attributes.get(name) is ours:
+                del attributes[name]
+        self._standing_in = {}
+
+
+def _attributes(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
+    """Those of the instance; of one without room for any, a dictionary that nobody reads."""
+    return getattr(loop, "__dict__", {})
 
 
 def _stamping(call_soon: Callable[..., Any], now: Callable[[], float]) -> Callable[..., Any]:
@@ -88,7 +98,10 @@ def _stamping(call_soon: Callable[..., Any], now: Callable[[], float]) -> Callab
             claim = context.get(CURRENT)
             exchange = None if claim is None else claim()
             if exchange is not None:
-                task: Any = getattr(callback, "__self__", None)
+                try:
+                    task: Any = getattr(callback, "__self__", None)
+                except Exception:  # no attribute of theirs has to be fit to be asked for
+                    task = None
                 if isinstance(task, asyncio.Task):
                     driver: Any = task.get_coro()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
                     if type(driver) is not ChildSteps:
@@ -107,10 +120,13 @@ def _noting(call_later: Callable[..., Any], now: Callable[[], float]) -> Callabl
         *arguments: Any,
         context: Context | None = None,
     ) -> Any:
-        if callback is _END_SLEEP:
+        if callback is _END_SLEEP and arguments:
             exchange = current()
             if exchange is not None:
                 exchange.sleeps(arguments[0], now() + delay)
         return call_later(delay, callback, *arguments, context=context)
 
     return noting
+
+
+_STAND_INS: Final = {"call_soon": _stamping, "call_later": _noting}
