@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,8 @@ from starlette.routing import Route
 
 from loopscope import Loopscope
 from loopscope.admin.listener import AdminListener
-from loopscope.agent import current_agent
+from loopscope.admin.requests import listed
+from loopscope.agent import Agent, current_agent
 from tests.admin.test_listener import get
 from tests.harness import call
 
@@ -97,6 +99,38 @@ async def test_tasks_of_a_request_are_listed_with_their_waits() -> None:
     assert request["tasks_alive"] == 2
     assert [task["coroutine"] for task in request["tasks"]] == ["waits", "waits"]
     assert all(task["awaiting"][-2].endswith(" sleep") for task in request["tasks"])
+
+
+async def test_tasks_are_listed_while_they_come_and_go() -> None:
+    """A list that is made while the loop makes tasks and ends them is a list all the same."""
+    agents: list[Agent] = []
+    failures: list[Exception] = []
+    over = threading.Event()
+
+    async def fans_out(scope: Any, receive: Any, send: Any) -> None:
+        agents.extend(filter(None, [current_agent()]))
+        for _ in range(2000):
+            await asyncio.gather(*(asyncio.sleep(0) for _ in range(10)))
+
+    def look() -> None:
+        while not over.is_set():
+            for agent in agents:
+                try:
+                    listed(agent.live_requests(), agent.users, agent.clock.now(), 60.0, 10)
+                except Exception as error:
+                    failures.append(error)
+
+    thread = threading.Thread(target=look)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        await call(Loopscope(fans_out))
+    finally:
+        over.set()
+        sys.setswitchinterval(before)
+        thread.join()
+    assert not failures
 
 
 async def test_a_request_that_holds_the_loop_shows_its_line() -> None:
