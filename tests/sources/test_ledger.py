@@ -489,6 +489,22 @@ async def test_an_answer_that_somebody_else_sends_adds_up() -> None:
     assert phases()["background"] >= 0.9 * NAP
 
 
+async def test_the_next_request_is_no_task_of_the_one_before() -> None:
+    """A server that has one waiting (pipelining) starts it as it sends the last byte."""
+    app = service(slowed(0.001))
+    following: list[asyncio.Task[Server]] = []
+
+    async def complete(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            following.append(asyncio.create_task(call(app)))
+
+    server = Server(on_send=complete)
+    await app(http_scope("/"), staying(server), server.send)
+    await following[0]
+    assert published("http_server_request_duration_seconds_count") == 2
+    assert published("loopscope_request_tasks_sum") == 0
+
+
 async def test_tasks_made_are_counted() -> None:
     """Every task of the loop counts, whoever made it."""
     await call(service(slowed(0.001)))

@@ -724,6 +724,8 @@ class HttpExchange(Exchange):
         recorder = self.lane.recorder
         if self not in recorder.active or recorder.thread != get_ident():
             return coroutine
+        if self.last_byte and getattr(self.pending, "cr_running", False):
+            return coroutine  # the server's: the next request that a client has sent in one go
         self.is_followed = True
         return ChildSteps(coroutine, self, self.ledger or self.open_ledger())
 
