@@ -154,6 +154,7 @@ def test_a_request_under_way_at_the_fork_is_its_parents(tmp_path: Path) -> None:
     async def forks(scope: Any, receive: Any, send: Any) -> None:
         nonlocal left_behind
 
+        before = read_file(page)
         child = os.fork() if scope["path"] == "/fork" else None
         if child:
             os.waitpid(child, 0)
@@ -172,7 +173,6 @@ def test_a_request_under_way_at_the_fork_is_its_parents(tmp_path: Path) -> None:
 
     measure(app)
     page = own_page()
-    before = read_file(page)
     asyncio.run(serve())
     assert left_behind == "True"
     assert published(OUTCOMES) == 2

@@ -41,6 +41,7 @@ from loopscope.exporters.traces import TraceExporter, make_tracer, provided_trac
 from loopscope.settings import Settings
 from loopscope.sources.awaits import AwaitsSource, AwaitTable
 from loopscope.sources.cgroup import CgroupSource
+from loopscope.sources.closing import when_closed
 from loopscope.sources.factory import FactorySource
 from loopscope.sources.gc import GcSource
 from loopscope.sources.in_flight import InFlightSource
@@ -99,6 +100,7 @@ class Recorders:
         self.monitor = monitor
         self.is_watched = is_watched
         self.loop: Callable[[], object] = lambda: None
+        self._leave_loop: Callable[[], None] = lambda: None
         requests.switch_off = self.retire
         requests.loop = monitor
 
@@ -108,6 +110,8 @@ class Recorders:
 
     def retire(self) -> None:
         """Take these recorders out of use: whoever holds them has to ask for new ones."""
+        self._leave_loop()
+        self._leave_loop = lambda: None
         if SERVERS.get(self.requests.thread) is self.requests:
             del SERVERS[self.requests.thread]
         self.requests.latest = None
@@ -126,12 +130,21 @@ class Recorders:
         self.websockets.tracer = tracer
 
     def bind(self) -> None:
-        """Make the calling thread and its running loop the owner."""
-        self.loop = weakref.ref(asyncio.get_running_loop())
+        """Make the calling thread and its running loop the owner, until that is closed."""
+        self._leave_loop()
+        loop = asyncio.get_running_loop()
+        self.loop = weakref.ref(loop)
+        self._leave_loop = when_closed(loop, self._retire_quietly)
         self.requests.thread = get_ident()
         SERVERS[self.requests.thread] = self.requests
         if self.is_watched:
             self.monitor.attach()
+
+    def _retire_quietly(self) -> None:
+        try:
+            self.retire()
+        except Exception as error:
+            self.requests.faults.report("requests", error)
 
     def running(self) -> Running | None:
         """The request, else the task, whose step the loop is running. From any thread."""

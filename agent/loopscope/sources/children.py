@@ -109,16 +109,18 @@ class ChildSteps(Coroutine[Any, Any, Any]):
                 step = self.send
                 try:
                     argument = yield waiting_for
-                except GeneratorExit:
-                    self.close()
-                    raise
                 except BaseException as error:
                     argument = error
-                    step = self.throw
+                    step = self._closed_by if isinstance(error, GeneratorExit) else self.throw
         except StopIteration as done:
             return done.value
         finally:
             argument = None
+
+    def _closed_by(self, error: BaseException) -> None:
+        """Close, but not while an exception is being handled: the coroutine would see that."""
+        self.close()
+        raise error
 
     def let_go(self) -> None:
         """Be nobody's from now on."""

@@ -17,6 +17,7 @@ there are more, and calls ``finish``. Subclasses count what is particular to HTT
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
+from functools import partial
 from typing import Any, Protocol
 
 from loopscope.core.phases import Gaps, Stay
@@ -179,13 +180,10 @@ class Steps:
                 step: Callable[[Any], Any] = send
                 try:
                     argument = yield waiting_for
-                except GeneratorExit:
-                    exchange.step_started = now()
-                    coroutine.close()
-                    raise
                 except BaseException as error:
                     argument = error
-                    step = coroutine.throw
+                    is_closed = isinstance(error, GeneratorExit)
+                    step = partial(_close, coroutine) if is_closed else coroutine.throw
                 resumed = now()
                 if resumed - exchange.suspended > LONG or exchange.is_followed:
                     exchange.resumed(self, moment, resumed, waiting_for)
@@ -205,6 +203,12 @@ class Steps:
                 claim = CURRENT.get()
             if isinstance(claim, Claim) and claim() is exchange:  # it was asked for at once
                 CURRENT.set(claim.within)
+
+
+def _close(coroutine: Coroutine[Any, Any, Any], error: BaseException) -> None:
+    """What ``close`` does, but not while an exception is being handled: the app would see that."""
+    coroutine.close()
+    raise error
 
 
 async def as_coroutine(awaitable: Awaitable[Any]) -> Any:

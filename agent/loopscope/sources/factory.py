@@ -60,6 +60,7 @@ class FactorySource:
             if _factory_of(loop) is None:
                 factory = TaskFactory(loop)
                 factory.install()
+                self._forget_the_gone()
                 self._tallies.append(factory.tally)
         except Exception as error:  # a loop without room for attributes
             self._failure = error
@@ -74,14 +75,17 @@ class FactorySource:
 
     def refresh(self) -> None:
         """Publish the count. Raises what has failed since last time, once."""
-        self._past += sum(tally.created for tally in self._tallies if tally.loop() is None)
-        self._tallies = [tally for tally in self._tallies if tally.loop() is not None]
+        self._forget_the_gone()
         self._created.set(self._past + sum(tally.created for tally in self._tallies))
         failure, self._failure = self._failure, None
         for tally in self._tallies:
             failure, tally.failure = failure or tally.failure, None
         if failure is not None:
             raise failure
+
+    def _forget_the_gone(self) -> None:
+        self._past += sum(tally.created for tally in self._tallies if tally.loop() is None)
+        self._tallies = [tally for tally in self._tallies if tally.loop() is not None]
 
 
 class Tally:

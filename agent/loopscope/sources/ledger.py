@@ -152,6 +152,11 @@ class Ledger:
         found = [reference() for reference in list(self.children.values())]
         return [child for child in found if child is not None]
 
+    def let_go(self) -> None:
+        """Whatever its tasks do from now on is nobody's."""
+        for child in self.alive():
+            child.let_go()
+
     def note_sleep(self, future: object, until: float) -> None:
         """``future`` will be done at the moment ``until``."""
         if len(self.sleeps) < MOST_SLEEPS:
@@ -183,8 +188,9 @@ class Ledger:
         """
         gap_began = exchange.suspended
         due = self.sleeps.pop(id(waiting_for), _NO_SLEEP)[1] if self.sleeps else 0.0
-        woken = driver.woken
-        ready = due or (woken if woken > since else began)
+        ready = driver.woken if driver.woken > since else began
+        if due and due < ready:  # a sleep may also have been ended before its time
+            ready = due
         busy_since = loop.busy_since
         if busy_since and busy_since < ready:
             ready = busy_since

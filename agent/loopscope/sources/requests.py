@@ -469,7 +469,7 @@ class RequestRecorder:
             for child in ledger.alive():
                 seconds += self.now() - child.made
                 cell.outliving.add()
-                child.let_go()
+            ledger.let_go()
         cell.task_seconds.add(seconds)
 
     def _record_chunks(self, cell: _Cell, count: int) -> None:
@@ -912,6 +912,8 @@ class HttpExchange(Exchange):
                         recorder.record_request_size(cell, self.bytes_received)
                     if after > BACKGROUND_FLOOR:
                         recorder.record_background(cell, after)
+                elif self.ledger is not None:
+                    self.ledger.let_go()
             if next(recorder.is_sampled):
                 recorder.overhead += (self.now() - ended) * SAMPLE
         except Exception as fault:
@@ -926,6 +928,8 @@ class HttpExchange(Exchange):
         cell = recorder.cell(key)
         if cell is not None:
             recorder.record(cell, self, totals, ended)
+        elif self.ledger is not None:
+            self.ledger.let_go()
         if self.span is not None:
             self._end_span(ended, key, totals.duration)
 
