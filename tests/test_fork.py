@@ -154,11 +154,12 @@ def test_a_request_under_way_at_the_fork_is_its_parents(tmp_path: Path) -> None:
     async def forks(scope: Any, receive: Any, send: Any) -> None:
         nonlocal left_behind
 
-        before = read_file(page)
-        child = os.fork() if scope["path"] == "/fork" else None
-        if child:
-            os.waitpid(child, 0)
-            left_behind = f"{read_file(page) == before}"
+        if scope["path"] == "/fork":
+            before = read_file(page)
+            child = os.fork()
+            if child:
+                os.waitpid(child, 0)
+                left_behind = f"{read_file(page) == before}"
         await hello(scope, receive, send)
 
     app = Loopscope(forks, directory=tmp_path)
