@@ -109,7 +109,7 @@ async def test_tasks_are_listed_while_they_come_and_go() -> None:
 
     async def fans_out(scope: Any, receive: Any, send: Any) -> None:
         agents.extend(filter(None, [current_agent()]))
-        for _ in range(2000):
+        for _ in range(100):
             await asyncio.gather(*(asyncio.sleep(0) for _ in range(10)))
 
     def look() -> None:
@@ -122,7 +122,7 @@ async def test_tasks_are_listed_while_they_come_and_go() -> None:
 
     thread = threading.Thread(target=look)
     before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
+    sys.setswitchinterval(1e-4)
     thread.start()
     try:
         await call(Loopscope(fans_out))
