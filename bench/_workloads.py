@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 CHUNKS = 1000
@@ -62,6 +64,10 @@ def workloads(routes: Sequence[int]) -> list[Workload]:
             unit="step",
             weight=5,
         ),
+        Workload("wait", "a wait of 2 ms (see the CPU time)", _wait_app, ("/wait",), weight=40),
+        Workload("gather", "a gather of three tasks", _gather_app, ("/gather",), weight=3),
+        Workload("sync", "a sync endpoint, in a thread", _sync_app, ("/sync",), weight=4),
+        Workload("base", "under BaseHTTPMiddleware", _base_app, ("/plain",), weight=4),
     ]
 
 
@@ -163,3 +169,40 @@ def _steps_app() -> Starlette:
     app = FastAPI(openapi_url=None)
     app.add_api_route("/steps", steps)
     return app
+
+
+def _wait_app() -> Starlette:
+    async def wait(request: Request) -> JSONResponse:
+        await asyncio.sleep(0.002)
+        return JSONResponse({})
+
+    return Starlette(routes=[Route("/wait", wait)])
+
+
+def _gather_app() -> Starlette:
+    async def part() -> None:
+        await asyncio.sleep(0)
+
+    async def gather(request: Request) -> JSONResponse:
+        await asyncio.gather(part(), part(), part())
+        return JSONResponse({})
+
+    return Starlette(routes=[Route("/gather", gather)])
+
+
+def _sync_app() -> Starlette:
+    def sync(request: Request) -> JSONResponse:
+        return JSONResponse({})
+
+    return Starlette(routes=[Route("/sync", sync)])
+
+
+def _base_app() -> Starlette:
+    async def plain(request: Request) -> JSONResponse:
+        return JSONResponse({})
+
+    class Passing(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+            return await call_next(request)
+
+    return Starlette(routes=[Route("/plain", plain)], middleware=[Middleware(Passing)])
