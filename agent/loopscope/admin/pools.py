@@ -62,8 +62,9 @@ def pools(agent: Agent) -> dict[str, Any]:
 
 
 def _rows(family: Family | None) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
-    for labels, raw in () if family is None else family.rows.items():
-        yield labels, tuple(family.values(raw)) if family is not None else ()
+    if family is not None:
+        for labels, raw in family.rows.items():
+            yield labels, tuple(family.values(raw))
 
 
 def _of(found: dict[tuple[str, str], dict[str, Any]], labels: tuple[str, ...]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from loopscope.core.page import PageFullError
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -19,8 +21,9 @@ OVERFLOW = "_OVERFLOW"
 class Budget(Generic[K, V]):
     """A dictionary that makes its own values and stops growing at ``limit`` of them.
 
-    ``make(key)`` builds a value, or returns None where there is no room; ``overflow()`` builds,
-    once, the value everything beyond the limit shares. On the hot path look up with
+    ``make(key)`` builds a value; ``overflow()`` builds, once, the value everything beyond the limit
+    shares. Either may return None, or raise ``PageFullError``, where there is no room: no value is
+    made then, and the next look-up tries again. On the hot path look up with
     ``known.get(key)`` and fall back to ``admit(key)``.
     """
 
@@ -47,12 +50,19 @@ class Budget(Generic[K, V]):
         """
         value = self.known.get(key)
         if value is None and len(self.known) < self._limit:
-            value = self._make(key)
+            value = _made(lambda: self._make(key))
             if value is not None:
                 self.known[key] = value
         if value is not None:
             return value
         self.folded += 1
         if self._overflow_value is None:
-            self._overflow_value = self._overflow()
+            self._overflow_value = _made(self._overflow)
         return self._overflow_value
+
+
+def _made(make: Callable[[], V | None]) -> V | None:
+    try:
+        return make()
+    except PageFullError:
+        return None

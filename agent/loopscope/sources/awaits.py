@@ -30,7 +30,7 @@ from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.chains import Chain, locate, walk
 from loopscope.core.histogram import Number
 from loopscope.core.metric import Metric
-from loopscope.core.page import Page, PageFullError
+from loopscope.core.page import Page
 from loopscope.core.stacks import Stack, UserCode
 
 _LABELS = ("http_route", "site", "callee")
@@ -360,18 +360,12 @@ class AwaitsSource:
         site, callee = locate(place.chain, self._users)
         return site, f"{callee}({place.child})" if place.child else callee
 
-    def _make(self, labels: tuple[str, ...]) -> tuple[Number, Number] | None:
+    def _make(self, labels: tuple[str, ...]) -> tuple[Number, Number]:
         slots = self._page.slots
-        try:
-            return (
-                Number(slots, self._page.allocate(SECONDS, labels)),
-                Number(slots, self._page.allocate(COUNT, labels)),
-            )
-        except PageFullError:
-            return None
+        return (
+            Number(slots, self._page.allocate(SECONDS, labels)),
+            Number(slots, self._page.allocate(COUNT, labels)),
+        )
 
-    def _make_sequence(self, labels: tuple[str, ...]) -> Number | None:
-        try:
-            return Number(self._page.slots, self._page.allocate(SEQUENTIAL, labels))
-        except PageFullError:
-            return None
+    def _make_sequence(self, labels: tuple[str, ...]) -> Number:
+        return Number(self._page.slots, self._page.allocate(SEQUENTIAL, labels))

@@ -29,7 +29,7 @@ from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.faults import Faults
 from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import DURATION_BOUNDS, LONG_BOUNDS, SIZE_BOUNDS, STEP_BOUNDS, Metric
-from loopscope.core.page import Page, PageFullError
+from loopscope.core.page import Page
 from loopscope.core.phases import (
     AFTERWARDS,
     AWAIT_OTHER,
@@ -513,27 +513,24 @@ class RequestRecorder:
         self._page.lay(OUTCOMES, (key[0], key[1], key[4]), (base, _DURATION_BUCKETS[1]))
         return Histogram(self.slots, base, DURATION_BOUNDS)
 
-    def _make_cell(self, key: Key) -> _Cell | None:
+    def _make_cell(self, key: Key) -> _Cell:
         route, method, _, _, outcome = key
         by_route = (method, route)
-        try:
-            block = self._page.allocate_block(_BLOCK)
+        block = self._page.allocate_block(_BLOCK)
 
-            def lay(metric: Metric, labels: tuple[str, ...], *runs: tuple[int, int]) -> None:
-                self._page.lay(metric, labels, *((block + first, count) for first, count in runs))
+        def lay(metric: Metric, labels: tuple[str, ...], *runs: tuple[int, int]) -> None:
+            self._page.lay(metric, labels, *((block + first, count) for first, count in runs))
 
-            lay(DURATION, _duration_labels(key), _DURATION_BUCKETS, _DURATION_SUM)
-            lay(FIRST_BYTE, by_route, _DURATION_BUCKETS, _DURATION_SUM)
-            lay(OUTCOMES, (route, method, outcome), _DURATION_BUCKETS)
-            lay(RESPONSE_SIZE, by_route, _SIZE_BUCKETS, _SIZE_SUM)
-            lay(LONGEST_STEP, by_route, _STEP_BUCKETS, _STEP_SUM)
-            lay(PHASE, (route, method, LOOP_RUN), _LOOP_RUN)
-            lay(PHASE, (route, method, AWAIT_OTHER), _AWAIT_OTHER)
-        except PageFullError:
-            return None
+        lay(DURATION, _duration_labels(key), _DURATION_BUCKETS, _DURATION_SUM)
+        lay(FIRST_BYTE, by_route, _DURATION_BUCKETS, _DURATION_SUM)
+        lay(OUTCOMES, (route, method, outcome), _DURATION_BUCKETS)
+        lay(RESPONSE_SIZE, by_route, _SIZE_BUCKETS, _SIZE_SUM)
+        lay(LONGEST_STEP, by_route, _STEP_BUCKETS, _STEP_SUM)
+        lay(PHASE, (route, method, LOOP_RUN), _LOOP_RUN)
+        lay(PHASE, (route, method, AWAIT_OTHER), _AWAIT_OTHER)
         return _Cell(key, block)
 
-    def _overflow_cell(self) -> _Cell | None:
+    def _overflow_cell(self) -> _Cell:
         return self._make_cell((OVERFLOW, OTHER, 0, OVERFLOW, OVERFLOW))
 
 

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import DURATION_BOUNDS, Metric
-from loopscope.core.page import Page, PageFullError
+from loopscope.core.page import Page
 from loopscope.core.stall import Stall
 
 _BY_PLACE = ("http_route", "location", "cause")
@@ -125,27 +125,21 @@ class StallBook:
         by = attrgetter(_KEYS[order])
         return sorted(stalls.values(), key=by, reverse=True)[:limit]
 
-    def _make_place(self, labels: tuple[str, ...]) -> tuple[Number, Number] | None:
+    def _make_place(self, labels: tuple[str, ...]) -> tuple[Number, Number]:
         return self._pair(STALLS, STALL_SECONDS, labels)
 
-    def _make_route(self, route: str) -> tuple[Number, Number] | None:
+    def _make_route(self, route: str) -> tuple[Number, Number]:
         return self._pair(VICTIMS, VICTIM_SECONDS, (route,))
 
-    def _make_duration(self, cause: str) -> Histogram | None:
-        try:
-            base = self._page.allocate(DURATION, (cause,))
-        except PageFullError:
-            return None
+    def _make_duration(self, cause: str) -> Histogram:
+        base = self._page.allocate(DURATION, (cause,))
         return Histogram(self._page.slots, base, DURATION.bounds)
 
     def _pair(
         self, first: Metric, second: Metric, labels: tuple[str, ...]
-    ) -> tuple[Number, Number] | None:
+    ) -> tuple[Number, Number]:
         slots = self._page.slots
-        try:
-            return (
-                Number(slots, self._page.allocate(first, labels)),
-                Number(slots, self._page.allocate(second, labels)),
-            )
-        except PageFullError:
-            return None
+        return (
+            Number(slots, self._page.allocate(first, labels)),
+            Number(slots, self._page.allocate(second, labels)),
+        )

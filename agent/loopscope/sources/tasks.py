@@ -50,7 +50,7 @@ from typing import Any, cast
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.histogram import Number
 from loopscope.core.metric import Metric
-from loopscope.core.page import Page, PageFullError
+from loopscope.core.page import Page
 
 ALIVE = Metric(
     "asyncio_tasks",
@@ -193,11 +193,8 @@ class _Names:
         for number in self._numbers:
             number.set(values[number])
 
-    def _make(self, name: str) -> Number | None:
-        try:
-            number = Number(self._page.slots, self._page.allocate(self._metric, (name,)))
-        except PageFullError:
-            return None
+    def _make(self, name: str) -> Number:
+        number = Number(self._page.slots, self._page.allocate(self._metric, (name,)))
         self._numbers.append(number)
         return number
 

@@ -13,7 +13,7 @@ from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.faults import Faults
 from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import LONG_BOUNDS, Metric
-from loopscope.core.page import Page, PageFullError
+from loopscope.core.page import Page
 from loopscope.sources.exchange import (
     SCOPE_KEY,
     Exchange,
@@ -137,17 +137,11 @@ class WebSocketRecorder:
         if close is not None:
             close.add()
 
-    def _cell(self, route: str) -> _Cell | None:
-        try:
-            return _Cell(self._page, route)
-        except PageFullError:
-            return None
+    def _cell(self, route: str) -> _Cell:
+        return _Cell(self._page, route)
 
-    def _close(self, labels: tuple[str, str, str]) -> Number | None:
-        try:
-            return Number(self._page.slots, self._page.allocate(CLOSES, labels))
-        except PageFullError:
-            return None
+    def _close(self, labels: tuple[str, str, str]) -> Number:
+        return Number(self._page.slots, self._page.allocate(CLOSES, labels))
 
 
 class WebSocketExchange(Exchange):

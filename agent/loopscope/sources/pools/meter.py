@@ -22,7 +22,7 @@ from typing import Final
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.histogram import Histogram, Number
 from loopscope.core.metric import DURATION_BOUNDS, STEP_BOUNDS, Metric
-from loopscope.core.page import Page, PageFullError
+from loopscope.core.page import Page
 from loopscope.core.phases import NOWHERE, POOL_WAIT, Gaps, Stay
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.ledger import current
@@ -127,6 +127,7 @@ METRICS = (
     ROUTE_USE,
 )
 
+_TIMED = {"wait": WAIT, "use": USE, "create": CREATE}
 _FAILURES = {"timeout": TIMEOUTS, "rejected": REJECTED, "cancelled": CANCELLED}
 
 MOST_POOLS: Final = 100
@@ -283,7 +284,7 @@ class PoolBook:
 
     def _count(self, event: _Event) -> None:
         meter, kind, seconds, exchange = event
-        metric = {"wait": WAIT, "use": USE, "create": CREATE}.get(kind)
+        metric = _TIMED.get(kind)
         if metric is not None:
             histogram = self._histograms.admit((metric, meter.labels))
             if histogram is not None:
@@ -326,17 +327,11 @@ class PoolBook:
         if number is not None:
             number.add(value)
 
-    def _make_number(self, key: tuple[Metric, tuple[str, ...]]) -> Number | None:
-        try:
-            return Number(self._page.slots, self._page.allocate(*key))
-        except PageFullError:
-            return None
+    def _make_number(self, key: tuple[Metric, tuple[str, ...]]) -> Number:
+        return Number(self._page.slots, self._page.allocate(*key))
 
-    def _make_histogram(self, key: tuple[Metric, tuple[str, ...]]) -> Histogram | None:
-        try:
-            return Histogram(self._page.slots, self._page.allocate(*key), key[0].bounds)
-        except PageFullError:
-            return None
+    def _make_histogram(self, key: tuple[Metric, tuple[str, ...]]) -> Histogram:
+        return Histogram(self._page.slots, self._page.allocate(*key), key[0].bounds)
 
 
 def _kind_of(error: BaseException) -> str:
