@@ -25,6 +25,7 @@ from loopscope.admin.requests import listed as in_flight
 from loopscope.admin.snapshot import snapshot
 from loopscope.admin.stalls import by_location
 from loopscope.agent import Agent, current_agent
+from loopscope.exporters.profile import BlockingProfile
 from loopscope.settings import resolve
 from loopscope.sources.stalls import ORDERS, Order
 
@@ -35,6 +36,10 @@ _SLICE = 64 * 1024
 """Bytes handed to a server at once."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class NotRunningError(Exception):
+    """There is no agent in this process to ask."""
 
 
 class AdminApp:
@@ -66,14 +71,26 @@ class AdminApp:
             ]
         return Starlette(
             routes=routes,
-            exception_handlers={404: _not_found, 405: _not_allowed},
+            exception_handlers={
+                404: _not_found,
+                405: _not_allowed,
+                BadParameterError: _bad,
+                NotRunningError: _not_running,
+            },
         )
+
+    def _running(self) -> Agent:
+        """The agent. Raises ``NotRunningError``."""
+        agent = self._agent()
+        if agent is None:
+            raise NotRunningError(
+                "loopscope is not running in this process yet: it starts with the first request."
+            )
+        return agent
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus text or OpenMetrics, as the ``Accept`` header asks."""
-        agent = self._agent()
-        if agent is None:
-            return _not_running()
+        agent = self._running()
         headers = request.headers
         squeeze = "gzip" in headers.get("accept-encoding", "")
         work = partial(_metrics, agent, headers.get("accept", ""), squeeze)
@@ -86,49 +103,29 @@ class AdminApp:
 
     async def snapshot(self, request: Request) -> Response:
         """All figures as JSON: see ``loopscope.admin.snapshot``."""
-        agent = self._agent()
-        if agent is None:
-            return _not_running()
+        agent = self._running()
         loop = asyncio.get_running_loop()
         return JSONResponse(await loop.run_in_executor(agent.renderer, snapshot, agent))
 
     async def stalls(self, request: Request) -> Response:
         """Stalls of the event loop: ``sort`` and ``limit`` them, or ``group`` by location."""
-        agent = self._agent()
-        if agent is None:
-            return _not_running()
-        try:
-            order = choice(request.query_params, "sort", ORDERS)
-            limit = whole(request.query_params, "limit", default=100, most=1000)
-            group = choice(request.query_params, "group", ("", "location"))
-        except BadParameterError as error:
-            return _bad(error)
+        agent = self._running()
+        order = choice(request.query_params, "sort", ORDERS)
+        limit = whole(request.query_params, "limit", default=100, most=1000)
+        group = choice(request.query_params, "group", ("", "location"))
         stalls = agent.stalls(cast("Order", order), limit)
         return JSONResponse({"groups": by_location(stalls)} if group else {"stalls": stalls})
 
     async def blocking_profile(self, request: Request) -> Response:
         """Where the loop was held, as folded stacks or for speedscope."""
-        agent = self._agent()
-        if agent is None:
-            return _not_running()
-        try:
-            kind = choice(request.query_params, "format", ("folded", "speedscope"))
-        except BadParameterError as error:
-            return _bad(error)
-        if kind == "folded":
-            return _download(PlainTextResponse(agent.profile.folded()), "blocking.folded")
-        content = agent.profile.speedscope("event loop held")
-        return _download(JSONResponse(content), "blocking.speedscope.json")
+        agent = self._running()
+        kind = choice(request.query_params, "format", ("folded", "speedscope"))
+        return _download(agent.profile, kind, "event loop held", "blocking")
 
     async def requests(self, request: Request) -> Response:
         """Requests in flight, the oldest first: see ``loopscope.admin.requests``."""
-        agent = self._agent()
-        if agent is None:
-            return _not_running()
-        try:
-            limit = whole(request.query_params, "limit", default=100, most=1000)
-        except BadParameterError as error:
-            return _bad(error)
+        agent = self._running()
+        limit = whole(request.query_params, "limit", default=100, most=1000)
         live = agent.live_requests()
         stuck_after = agent.settings.stuck_after
         found = in_flight(live, agent.users, agent.clock.now(), stuck_after, limit)
@@ -136,45 +133,31 @@ class AdminApp:
 
     async def awaits(self, request: Request) -> Response:
         """What requests waited for: by ``route``, line and call, and what always follows on."""
-        agent = self._agent()
-        if agent is None:
-            return _not_running()
-        try:
-            limit = whole(request.query_params, "limit", default=100, most=1000)
-        except BadParameterError as error:
-            return _bad(error)
+        agent = self._running()
+        limit = whole(request.query_params, "limit", default=100, most=1000)
         loop = asyncio.get_running_loop()
         work = partial(awaits, agent, request.query_params.get("route"), limit)
         return JSONResponse(await loop.run_in_executor(agent.renderer, work))
 
     async def wall_profile(self, request: Request) -> Response:
         """Where requests' time went, running and awaiting, as folded stacks or for speedscope."""
-        agent = self._agent()
-        if agent is None:
-            return _not_running()
-        try:
-            kind = choice(request.query_params, "format", ("folded", "speedscope"))
-        except BadParameterError as error:
-            return _bad(error)
+        agent = self._running()
+        kind = choice(request.query_params, "format", ("folded", "speedscope"))
         loop = asyncio.get_running_loop()
         route = request.query_params.get("route")
         profile = await loop.run_in_executor(agent.renderer, agent.wall_profile, route)
-        if kind == "folded":
-            return _download(PlainTextResponse(profile.folded()), "requests.folded")
-        content = profile.speedscope("where requests' time went")
-        return _download(JSONResponse(content), "requests.speedscope.json")
+        return _download(profile, kind, "where requests' time went", "requests")
 
     async def pools(self, request: Request) -> Response:
         """Every pool in one shape: see ``loopscope.admin.pools``."""
-        agent = self._agent()
-        if agent is None:
-            return _not_running()
+        agent = self._running()
         loop = asyncio.get_running_loop()
         return JSONResponse(await loop.run_in_executor(agent.renderer, pools, agent))
 
     async def healthz(self, request: Request) -> Response:
         """That the agent answers; says nothing of the service."""
-        return _not_running() if self._agent() is None else PlainTextResponse("ok\n")
+        self._running()
+        return PlainTextResponse("ok\n")
 
     async def index(self, request: Request) -> Response:
         """What there is to see."""
@@ -238,20 +221,24 @@ async def _sliced(pieces: list[bytes]) -> AsyncIterator[bytes]:
             yield piece[start : start + _SLICE]
 
 
-def _bad(error: BadParameterError) -> Response:
+async def _bad(request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"{error}\n", status_code=400)
 
 
-def _download(response: Response, name: str) -> Response:
-    response.headers["content-disposition"] = f'attachment; filename="{name}"'
+def _download(profile: BlockingProfile, kind: str, title: str, name: str) -> Response:
+    """``profile`` as a file to keep, ``folded`` or for ``speedscope``."""
+    if kind == "folded":
+        response: Response = PlainTextResponse(profile.folded())
+        file = f"{name}.folded"
+    else:
+        response = JSONResponse(profile.speedscope(title))
+        file = f"{name}.speedscope.json"
+    response.headers["content-disposition"] = f'attachment; filename="{file}"'
     return response
 
 
-def _not_running() -> Response:
-    return PlainTextResponse(
-        "loopscope is not running in this process yet: it starts with the first request.\n",
-        status_code=503,
-    )
+async def _not_running(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(f"{error}\n", status_code=503)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
