@@ -34,6 +34,7 @@ from loopscope.core.page import SUFFIX, Labels, Page, PageError, PageReader, rea
 from loopscope.core.phases import AFTERWARDS, LOOP_RUN
 from loopscope.core.stacks import UserCode
 from loopscope.core.stall import Stall, as_json
+from loopscope.exporters.leak_log import LeakLog
 from loopscope.exporters.log import StallLog
 from loopscope.exporters.profile import BlockingProfile, wall_clock
 from loopscope.exporters.prometheus import Exemplar, MetricsPage
@@ -48,6 +49,8 @@ from loopscope.sources.in_flight import InFlightSource
 from loopscope.sources.itself import SelfSource
 from loopscope.sources.ledger import SERVERS
 from loopscope.sources.loop import LoopMonitor
+from loopscope.sources.pools.book import PoolBook
+from loopscope.sources.pools.semconv import db_client
 from loopscope.sources.pools.source import PoolsSource
 from loopscope.sources.process import ProcessSource
 from loopscope.sources.processes import ProcessesSource
@@ -195,7 +198,7 @@ class Agent:
                 sum(r.requests.folded + r.websockets.folded for r in self._recorders)
                 + self.tasks.folded
                 + self.awaits.folded
-                + self.pools.book.lost
+                + self._pool_book.lost
             ),
             series=lambda: self.page.series_count,
         )
@@ -205,6 +208,15 @@ class Agent:
         self.book = StallBook(self.page)
         self.profile = BlockingProfile()
         self._stall_log = StallLog(self.clock.now)
+        self._leak_log = LeakLog(self.clock.now)
+        self._pool_book = PoolBook(
+            self.page,
+            self.clock.now,
+            self.users,
+            self.faults,
+            leak_after=settings.leak_after,
+            on_leak=self._leak_log.write,
+        )
         self.watchdog = Watchdog(
             self._watched,
             self.clock,
@@ -214,6 +226,7 @@ class Agent:
             pauses=lambda: list(self.gc.pauses),
             on_stall=self._on_stall,
             faults=self.faults,
+            errand=self._pool_book.fold,
             worker=str(os.getpid()),
         )
         self.tasks = TasksSource(self.page, _give_way)
@@ -221,7 +234,7 @@ class Agent:
         self.imports = Imports(self.faults)
         self.threads = ThreadsSource(self.imports, self.faults)
         self.processes = ProcessesSource(self.imports, self.faults)
-        self.pools = PoolsSource(self.page, self.clock.now, self.imports, self.faults)
+        self.pools = PoolsSource(self._pool_book, self.imports, self.faults)
         self._refreshed = (
             self.awaits,
             self.pools,
@@ -434,7 +447,8 @@ class Agent:
         self._own_reader.update(self.page.view)
         worker = str(os.getpid()) if self.settings.directory is not None else ""
         pages = [ReadPage(self._own_reader, self.page.view, worker), *self._siblings()]
-        return merge(pages, breathe=_give_way)
+        families = merge(pages, breathe=_give_way)
+        return [*families, *db_client(families)]
 
     def _siblings(self) -> list[ReadPage]:
         """The pages of other workers in the shared directory, living or dead."""

@@ -21,7 +21,8 @@ from loopscope.sources import (
     tasks,
     websockets,
 )
-from loopscope.sources.pools import meter
+from loopscope.sources.pools import metrics as pools
+from loopscope.sources.pools import semconv as db_client
 
 SOURCES = (
     requests,
@@ -32,7 +33,8 @@ SOURCES = (
     tasks,
     factory,
     awaits,
-    meter,
+    pools,
+    db_client,
     process,
     cgroup,
     gc,

@@ -198,6 +198,11 @@ class Settings:
         _Kind("seconds, 0.1 or more", _seconds(0.1)),
         "From what age in seconds on a request in flight is listed as stuck.",
     )
+    leak_after: float = _setting(
+        60.0,
+        _Kind("seconds, 0.1 or more", _seconds(0.1)),
+        "From how many seconds on what is taken from a pool and not given back counts as a leak.",
+    )
     code_roots: tuple[str, ...] = _setting(
         (),
         _Kind("directories, separated by commas", _list),

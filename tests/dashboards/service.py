@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 
 from loopscope import Loopscope
 from loopscope.agent import current_agent
-from loopscope.sources.pools.meter import Meter
+from loopscope.sources.pools.meter import Level, Meter
 
 left: set[asyncio.Task[None]] = set()
 
@@ -72,7 +72,7 @@ def shelf_meter() -> Meter:
         agent = current_agent()
         assert agent is not None
         book = agent.pools.book
-        meters.append(book.meter(shelf, "shelf", "test", lambda: 2.0, lambda: 1.0))
+        meters.append(book.meter(shelf, "shelf", "db.test", lambda _: Level(2.0, idle=1.0)))
     return meters[0]
 
 
@@ -80,7 +80,7 @@ def shelf_meter() -> Meter:
 async def pool() -> str:
     """Takes a place, and fails to get another in each of the ways there are."""
     meter = shelf_meter()
-    meter.over("create", 0.001, None)
+    meter.opened(0.001)
     for error in (TimeoutError(), ConnectionError(), asyncio.CancelledError()):
         meter.ask().failed(error)
     use = meter.ask()

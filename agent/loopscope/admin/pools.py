@@ -20,22 +20,22 @@ from typing import Any
 
 from loopscope.agent import Agent
 from loopscope.core.merge import Family
-from loopscope.sources.pools import meter
+from loopscope.sources.pools import metrics
 
 _GAUGES = {
-    "capacity": meter.CAPACITY,
-    "in_use": meter.IN_USE,
-    "idle": meter.IDLE,
-    "pending": meter.PENDING,
+    "capacity": metrics.CAPACITY,
+    "in_use": metrics.IN_USE,
+    "idle": metrics.IDLE,
+    "pending": metrics.PENDING,
 }
-_OLDEST = {"oldest_wait_s": meter.OLDEST_WAIT, "oldest_use_s": meter.OLDEST_USE}
-_HISTOGRAMS = {"wait": meter.WAIT, "use": meter.USE, "create": meter.CREATE}
+_OLDEST = {"oldest_wait_s": metrics.OLDEST_WAIT, "oldest_use_s": metrics.OLDEST_USE}
+_HISTOGRAMS = {"wait": metrics.WAIT, "use": metrics.USE, "create": metrics.CREATE}
 _COUNTERS = {
-    "timeouts": meter.TIMEOUTS,
-    "rejected": meter.REJECTED,
-    "cancelled": meter.CANCELLED,
+    "timeouts": metrics.TIMEOUTS,
+    "rejected": metrics.REJECTED,
+    "cancelled": metrics.CANCELLED,
 }
-_BY_ROUTE = {"wait_s": meter.ROUTE_WAIT, "use_s": meter.ROUTE_USE}
+_BY_ROUTE = {"wait_s": metrics.ROUTE_WAIT, "use_s": metrics.ROUTE_USE}
 
 
 def pools(agent: Agent) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from types import (
 )
 from typing import Any, Final, NamedTuple
 
-from loopscope.core.stacks import Stack, UserCode
+from loopscope.core.stacks import Stack, UserCode, line_at
 
 _MAX_LINKS: Final = 1000
 """Links followed at most; Python's own recursion limit, so nothing real is cut short."""
@@ -214,8 +214,7 @@ def _place(code: CodeType, at: int) -> tuple[CodeType, int]:
     Not asked of the frame, which may have moved on, and where that would cost as much as all other
     links together once a function has a few hundred lines.
     """
-    lines = (line for start, end, line in code.co_lines() if start <= at < end)
-    place = code, next(lines, None) or 0
+    place = code, line_at(code, at)
     if len(_places) >= _MAX_PLACES:
         _places.clear()
     _places[id(code) + at] = place

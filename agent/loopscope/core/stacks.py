@@ -25,6 +25,7 @@ copied into two modules would be one, and a hash goes through all constants. Mem
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import sysconfig
@@ -39,6 +40,9 @@ V = TypeVar("V")
 
 Stack: TypeAlias = tuple[tuple[CodeType, int], ...]
 """Code objects and the lines they are at, outermost first. Line 0: Python does not know."""
+
+Place: TypeAlias = tuple[CodeType, int]
+"""Code, and the instruction it is at: what line that is can be asked later, see `line_at`."""
 
 _MAX_MEMO: Final = 4096
 """Files, and frames, whose names are remembered; beyond it a memo starts afresh."""
@@ -66,6 +70,10 @@ _LOOP: Final = frozenset(
 )
 """Frames that run a loop: whatever is further out waits for the loop to end."""
 
+_HANDLE_RUN: Final = asyncio.Handle._run.__code__  # noqa: SLF001
+_RUNNER_RUN: Final = asyncio.Runner.run.__code__
+"""The first of them on the way out; uvloop has none but the second."""
+
 
 def take(frame: FrameType | None, limit: int = 100, base: CodeType | None = None) -> Stack:
     """The stack ``frame`` is the innermost of; its ``limit`` innermost frames where it is deeper.
@@ -86,6 +94,12 @@ def take(frame: FrameType | None, limit: int = 100, base: CodeType | None = None
         frame = frame.f_back
     found.reverse()
     return tuple(found)
+
+
+def line_at(code: CodeType, at: int) -> int:
+    """The line of the instruction ``at``; 0 where there is none."""
+    lines = (line for start, end, line in code.co_lines() if start <= at < end)
+    return next(lines, None) or 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +148,30 @@ class UserCode:
     def described(self, stack: Stack) -> tuple[str, ...]:
         """Every frame's description, outermost first."""
         return tuple([self.describe(code, line) for code, line in stack])
+
+    def caller(self, frame: FrameType | None) -> Place | None:
+        """Where in the user's code ``frame``, one of this thread's, has been called from.
+
+        For each use of a pool, so nothing is named yet. None where no frame is the user's, short of
+        those that run the loop. Where the loop is uvloop's and was started otherwise than by
+        ``asyncio.Runner``, as ``uvloop.run`` and servers do, that may be the line that runs it.
+        """
+        files = self._files
+        while frame is not None:
+            code = frame.f_code
+            if code is _HANDLE_RUN or code is _RUNNER_RUN:
+                return None
+            file = files.get(code.co_filename)
+            if file is None:
+                file = self._file(code)
+            if file.users:
+                return code, frame.f_lasti
+            frame = frame.f_back
+        return None
+
+    def describe_place(self, place: Place | None) -> str:
+        """``app/report.py:41 build``; "" for None."""
+        return "" if place is None else self.describe(place[0], line_at(*place))
 
     def location(self, stack: Stack) -> str:
         """The deepest frame of the user's code, ``app/report.py:41 build``; "" without any."""

@@ -10,52 +10,28 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from loopscope.core.budget import OVERFLOW
 from loopscope.core.stall import Stall, as_json
+from loopscope.exporters.limiter import Limiter, unsaid
 
 logger = logging.getLogger("loopscope")
 
-_LINES = 3
-_PERIOD = 60.0
-_MOST_PLACES = 100
-
 
 class StallLog:
-    """Writes at most ``_LINES`` lines per place and ``_PERIOD`` seconds; ``now`` is monotonic."""
+    """Writes a few lines per place and minute; ``now`` is monotonic."""
 
     def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._places: dict[str, _Place] = {}
-        self.suppressed = 0
+        self._limiter = Limiter(now)
+
+    @property
+    def suppressed(self) -> int:
         """Lines left out so far."""
+        return self._limiter.suppressed
 
     def write(self, stall: Stall) -> None:
         """Log ``stall``, unless its place has said enough for now."""
-        place = self._place(stall.label or stall.leaf)
-        now = self._now()
-        if now - place.began >= _PERIOD:
-            place.began, place.lines = now, 0
-        place.lines += 1
-        if place.lines > _LINES:
-            place.silent += 1
-            self.suppressed += 1
-            return
-        silent, place.silent = place.silent, 0
-        logger.warning("%s", sentence(stall, silent), extra={"loopscope_stall": as_json(stall)})
-
-    def _place(self, name: str) -> _Place:
-        if name not in self._places and len(self._places) >= _MOST_PLACES:
-            name = OVERFLOW
-        return self._places.setdefault(name, _Place(self._now()))
-
-
-class _Place:
-    __slots__ = ("began", "lines", "silent")
-
-    def __init__(self, began: float) -> None:
-        self.began = began
-        self.lines = 0
-        self.silent = 0
+        silent = self._limiter.ask(stall.label or stall.leaf)
+        if silent is not None:
+            logger.warning("%s", sentence(stall, silent), extra={"loopscope_stall": as_json(stall)})
 
 
 _WHY = {
@@ -86,6 +62,4 @@ def sentence(stall: Stall, silent: int = 0) -> str:
     if requests:
         who = "1 request" if requests == 1 else f"{requests} requests"
         text += f"; {who} waited, {stall.lost:.2f} s in all"
-    if silent:
-        text += f" ({silent} more like this were not logged)"
-    return text
+    return text + unsaid(silent)

@@ -97,7 +97,8 @@ class Watchdog:
     """Watches the loops that ``watched`` lists, in a daemon thread.
 
     ``pauses`` lists the garbage collector's latest pauses with their thread; ``on_stall`` gets
-    every finished record, on the watchdog's thread.
+    every finished record, on the watchdog's thread. ``errand`` is what has to be done about once a
+    second; it is left for later while a loop is held.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Watchdog:
         pauses: Callable[[], Iterable[tuple[float, float, int]]],
         on_stall: Callable[[Stall], None],
         faults: Faults,
+        errand: Callable[[], None] = lambda: None,
         worker: str = "",
     ) -> None:
         self._watched = watched
@@ -121,6 +123,7 @@ class Watchdog:
         self._postmortem = Postmortem(clock, user_code, pauses, worker)
         self._on_stall = on_stall
         self._faults = faults
+        self._errand = errand
         self._worker = worker
         self._eyes: dict[LoopMonitor, _Eye] = {}
         self._ids = count(1)
@@ -223,6 +226,7 @@ class Watchdog:
             self._eyes.pop(gone).witness.close()
         if shortest >= self._tick and now - self._threads_read >= _THREADS_PERIOD:
             self._threads_before, self._threads_read = other_threads(), now
+            self._errand()
         self._slept_from = self._now()
         return shortest if alive else _NOBODY_THERE
 

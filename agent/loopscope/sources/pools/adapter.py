@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from loopscope.core.faults import Faults
 from loopscope.core.patch import Patch
-from loopscope.sources.pools.meter import Meter, PoolBook, Use
+from loopscope.sources.pools.book import PoolBook
+from loopscope.sources.pools.meter import Level, Meter
+from loopscope.sources.pools.use import Use
+
+_METER = "loopscope_meter"
+"""The attribute of a pool that is its meter."""
 
 
 class Adapter:
-    """Measures the pools of one library, from ``patch`` to ``unpatch``."""
+    """Measures the pools of one library, from ``patch`` to ``unpatch``.
+
+    An adapter says how to ``patch``, and of a pool what it is called and how full it is. What it
+    puts in the library's place uses ``ask``, and ``safely`` around everything else of ours.
+    """
 
     module: ClassVar[str]
     """The library's top-level package: its submodules are half made while they are imported."""
+    kind: ClassVar[str]
+    """What its pools are published as: ``db.asyncpg``."""
 
     def __init__(self, book: PoolBook, faults: Faults) -> None:
         self.book = book
@@ -36,6 +47,14 @@ class Adapter:
         """Replace what leads to the pools in ``module``. May raise."""
         raise NotImplementedError
 
+    def name_of(self, pool: Any) -> str:
+        """Where ``pool`` leads (host, port, database), never who connects, nor how."""
+        raise NotImplementedError
+
+    def level_of(self, pool: Any) -> Level:
+        """How full ``pool`` is, as far as it says so. From any thread."""
+        raise NotImplementedError
+
     def keep(self, patch: Patch) -> None:
         """Have ``patch`` undone by ``unpatch``."""
         self._patches.append(patch)
@@ -46,16 +65,55 @@ class Adapter:
         while self._patches:
             self._patches.pop().undo()
 
-    def ask(self, meter: Callable[[], Meter | None]) -> Use | None:
-        """Somebody wants something from the pool of that meter; None where it is not measured."""
+    def meter_of(self, pool: Any) -> Meter | None:
+        """The meter of ``pool``, which keeps it as an attribute; None where there is no room."""
+        attributes: dict[str, Any] | None = getattr(pool, "__dict__", None)
+        if attributes is None:
+            return None
+        meter: Meter | None = attributes.get(_METER)
+        if meter is None or meter.book is not self.book:
+            meter = self.book.meter(pool, self.name_of(pool), self.kind, self.level_of)
+            attributes[_METER] = meter
+        return meter
+
+    def ask(self, pool: Any) -> Use | None:
+        """Somebody wants something from ``pool``; None where it is not measured.
+
+        To be called by what stands in for the library's function, for whose caller to be seen.
+        """
         if not self._is_on:
             return None
         try:
-            found = meter()
-            return None if found is None else found.ask()
+            meter = self.meter_of(pool)
+            return None if meter is None else meter.ask()
         except Exception as error:
             self._failed(error)
             return None
+
+    def took(self, use: Use, thing: object) -> None:
+        """``use`` has got ``thing``."""
+        try:
+            use.meter.take(id(thing), use)
+        except Exception as error:
+            self._failed(error)
+
+    def gave_back(self, pool: Any, thing: object) -> None:
+        """``thing`` is no longer in use, whether or not it still is any good."""
+        try:
+            meter = self.meter_of(pool)
+            if meter is not None:
+                meter.give_back(id(thing))
+        except Exception as error:
+            self._failed(error)
+
+    def opened(self, pool: Any, began: float) -> None:
+        """Something new has been made for ``pool``, begun at that moment of the book's clock."""
+        try:
+            meter = self.meter_of(pool)
+            if meter is not None:
+                meter.opened(self.book.now() - began)
+        except Exception as error:
+            self._failed(error)
 
     def safely(self, note: Callable[[], None]) -> None:
         """Call ``note``; what goes wrong in there is no concern of the library's."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from loopscope.core.faults import Faults
 from loopscope.core.imports import Imports
-from loopscope.core.page import Page
 from loopscope.sources.pools.adapter import Adapter
 from loopscope.sources.pools.asyncpg import AsyncpgAdapter
-from loopscope.sources.pools.meter import PoolBook
+from loopscope.sources.pools.book import PoolBook
 
 ADAPTERS: tuple[type[Adapter], ...] = (AsyncpgAdapter,)
 """One a library."""
@@ -18,12 +15,10 @@ ADAPTERS: tuple[type[Adapter], ...] = (AsyncpgAdapter,)
 class PoolsSource:
     """Measures the pools of all libraries there is an adapter for, from ``start`` to ``stop``."""
 
-    def __init__(
-        self, page: Page, now: Callable[[], float], imports: Imports, faults: Faults
-    ) -> None:
-        self.book = PoolBook(page, now)
+    def __init__(self, book: PoolBook, imports: Imports, faults: Faults) -> None:
+        self.book = book
         self._imports = imports
-        self._adapters = [adapter(self.book, faults) for adapter in ADAPTERS]
+        self._adapters = [adapter(book, faults) for adapter in ADAPTERS]
 
     def start(self) -> None:
         """Wait for the libraries; import none."""

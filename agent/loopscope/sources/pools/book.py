@@ -1,0 +1,247 @@
+"""All pools of the process: who has them measured, and what is published of them.
+
+What is over goes through one bounded queue to whoever reads, the only writer of the slots; by then
+the request has been routed, so waits and uses are known by route. The rate of all seconds of use is
+the mean number in use, and that of all seconds of waiting the mean number of those who wait
+(Little's law), whatever the scraper misses in between.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, Final, get_args
+
+from loopscope.core.budget import OVERFLOW, Budget
+from loopscope.core.faults import Faults
+from loopscope.core.histogram import Histogram, Number
+from loopscope.core.leak import Leak, Reason
+from loopscope.core.metric import Metric
+from loopscope.core.page import Page
+from loopscope.core.stacks import Place, UserCode
+from loopscope.sources.exchange import Exchange
+from loopscope.sources.pools import metrics
+from loopscope.sources.pools.meter import Level, Meter
+from loopscope.sources.pools.use import Use
+
+_TIMED = {"wait": metrics.WAIT, "use": metrics.USE, "create": metrics.CREATE}
+_FAILURES = {
+    "timeout": metrics.TIMEOUTS,
+    "rejected": metrics.REJECTED,
+    "cancelled": metrics.CANCELLED,
+}
+
+MOST_POOLS: Final = 100
+MOST_ROUTES: Final = 1000
+"""Label sets by route, or by route and line, of all pools together."""
+MOST_EVENTS: Final = 65_536
+"""Waits and uses that are over, kept until somebody reads."""
+MOST_ALIKE: Final = 5
+"""Pools of one name that are told apart; all further ones are one."""
+_FOLDED_AT_ONCE = 2000
+"""A few milliseconds' work: for more, whoever folds now and then has to come again."""
+_SETTLED = 1.0
+"""Seconds after which whose a use is has been decided."""
+
+_Event = tuple[Meter, str, float, Exchange | str, Place | None]
+"""What is over: of which pool, whether a wait, a use or whatever else, its seconds, and whose."""
+_Labels = tuple[str, ...]
+_Key = tuple[Metric, _Labels]
+
+
+class PoolBook:
+    """All pools of the process. Any thread may measure, fold and refresh.
+
+    ``leak_after`` are the seconds from which on a use counts as a leak; ``on_leak`` hears of each,
+    once.
+    """
+
+    def __init__(
+        self,
+        page: Page,
+        now: Callable[[], float],
+        users: UserCode,
+        faults: Faults,
+        *,
+        leak_after: float,
+        on_leak: Callable[[Leak], None],
+    ) -> None:
+        self.now = now
+        self.users = users
+        self.events: deque[_Event] = deque()
+        self.most_events = MOST_EVENTS
+        self.lost = 0
+        """How many were over that could not be kept."""
+        self._page = page
+        self._faults = faults
+        self._leak_after = leak_after
+        self._on_leak = on_leak
+        self._meters: list[Meter] = []
+        self._unpooled: dict[tuple[str, str], Meter] = {}
+        self._reading = Lock()
+        self._shown: dict[_Key, float] = {}
+        self._numbers: Budget[_Key, Number] = Budget(
+            MOST_POOLS * len(metrics.METRICS) + MOST_ROUTES, self._make_number, lambda: None
+        )
+        self._histograms: Budget[_Key, Histogram] = Budget(
+            len(_TIMED) * MOST_POOLS, self._make_histogram, lambda: None
+        )
+        self._routes: set[_Labels] = set()
+
+    def meter(self, pool: Any, name: str, kind: str, level: Callable[[Any], Level]) -> Meter:
+        """A meter for ``pool``, which is held weakly: when it goes, its gauges go to zero.
+
+        Pools of one name and kind that are there at one time get numbers: ``name``, ``name #2``.
+        """
+        there = weakref.ref(pool)
+
+        def level_now() -> Level | None:
+            found = there()
+            return None if found is None else level(found)
+
+        return self.watch(name, kind, level_now)
+
+    def watch(self, name: str, kind: str, level: Callable[[], Level | None]) -> Meter:
+        """A meter for what ``level`` says; it is forgotten when that says None."""
+        meter = Meter(self, (self._unique(name, kind), kind), level)
+        self._meters.append(meter)
+        return meter
+
+    def unpooled(self, address: str, kind: str) -> Meter:
+        """The meter for all connections to ``address`` that no pool has made."""
+        known = self._unpooled.get((address, kind))
+        if known is None:
+            if len(self._unpooled) >= MOST_POOLS:
+                address = OVERFLOW
+            known = self.watch(f"{address} (no pool)", kind, Level)
+            self._unpooled[address, kind] = known
+        return known
+
+    def fold(self, at_most: int = _FOLDED_AT_ONCE) -> None:
+        """Publish what is over, as much of it; nothing if somebody else is just at it."""
+        if self._reading.acquire(blocking=False):
+            try:
+                self._fold(at_most)
+            finally:
+                self._reading.release()
+
+    def refresh(self) -> None:
+        """Publish what is over and what is there."""
+        with self._reading:
+            self._fold(MOST_EVENTS)
+            self._show_all(self.now())
+
+    def held(self) -> list[Use]:
+        """All that is in use, longest first. From any thread."""
+        uses = [use for meter in list(self._meters) for use in list(meter.held)]
+        return sorted(uses, key=lambda use: use.since)
+
+    def _unique(self, name: str, kind: str) -> str:
+        taken = {meter.labels for meter in list(self._meters) if meter.level() is not None}
+        unique = name
+        for number in range(2, MOST_ALIKE):
+            if (unique, kind) not in taken:
+                return unique
+            unique = f"{name} #{number}"
+        return unique if (unique, kind) not in taken else f"{name} #{MOST_ALIKE}+"
+
+    def _fold(self, at_most: int) -> None:
+        events = self.events
+        for _ in range(min(len(events), at_most)):
+            self._count(*events.popleft())
+
+    def _count(
+        self, meter: Meter, kind: str, seconds: float, owner: Exchange | str, place: Place | None
+    ) -> None:
+        metric = _TIMED.get(kind)
+        if metric is not None:
+            histogram = self._histograms.admit((metric, meter.labels))
+            if histogram is not None:
+                histogram.observe(seconds)
+        else:
+            self._add(_FAILURES[kind], meter.labels, 1.0)
+        route = owner if isinstance(owner, str) else owner.route_so_far()
+        if kind == "create":
+            labels = self._bounded(*meter.labels, route, self.users.describe_place(place))
+            self._add(metrics.CREATIONS, labels, 1.0)
+        elif seconds:
+            metric = metrics.ROUTE_USE if kind == "use" else metrics.ROUTE_WAIT
+            self._add(metric, self._bounded(*meter.labels, route), seconds)
+
+    def _bounded(self, name: str, kind: str, *rest: str) -> _Labels:
+        found = (name, kind, *rest)
+        if found not in self._routes:
+            if len(self._routes) >= MOST_ROUTES:
+                return (name, kind, *[OVERFLOW] * len(rest))
+            self._routes.add(found)
+        return found
+
+    def _show_all(self, now: float) -> None:
+        shown = dict.fromkeys(self._shown, 0.0)
+        for meter in list(self._meters):
+            try:
+                level = meter.level()
+            except Exception as error:
+                self._faults.report(f"pools.{meter.labels[1]}", error)
+                level = Level()
+            if level is None:
+                self._meters.remove(meter)
+                _let_go(meter)
+            else:
+                self._show(meter, level, now, shown)
+        for (metric, labels), value in shown.items():
+            number = self._numbers.admit((metric, labels))
+            if number is not None:
+                number.set(value)
+        self._shown = shown
+
+    def _show(self, meter: Meter, level: Level, now: float, shown: dict[_Key, float]) -> None:
+        """Add what there is of one pool to what is ``shown``: several may go by one name."""
+        waiting, held = list(meter.waiting), list(meter.held)
+        in_use = len(held) if level.in_use is None else level.in_use
+        pending = len(waiting) if level.pending is None else level.pending
+        for metric, value in (
+            (metrics.CAPACITY, level.capacity),
+            (metrics.IN_USE, in_use),
+            (metrics.IDLE, level.idle),
+            (metrics.PENDING, pending),
+        ):
+            if value is not None:
+                shown[metric, meter.labels] = shown.get((metric, meter.labels), 0.0) + value
+        for metric, uses in ((metrics.OLDEST_WAIT, waiting), (metrics.OLDEST_USE, held)):
+            oldest = max((now - use.since for use in uses), default=0.0)
+            shown[metric, meter.labels] = max(shown.get((metric, meter.labels), 0.0), oldest)
+        for reason in get_args(Reason):
+            shown.setdefault((metrics.LEAKED, (*meter.labels, reason)), 0.0)
+        for use in held:
+            if now - use.since >= _SETTLED:
+                self._look_for_leak(use, now, shown)
+
+    def _look_for_leak(self, use: Use, now: float, shown: dict[_Key, float]) -> None:
+        use.settle()
+        reason = use.reason_to_worry(now, self._leak_after)
+        if reason is not None:
+            shown[metrics.LEAKED, (*use.meter.labels, reason)] += 1
+            if not use.is_leaked:
+                use.is_leaked = True
+                site = self.users.describe_place(use.place)
+                self._on_leak(Leak(*use.meter.labels, reason, site, use.route, now - use.since))
+
+    def _add(self, metric: Metric, labels: _Labels, value: float) -> None:
+        number = self._numbers.admit((metric, labels))
+        if number is not None:
+            number.add(value)
+
+    def _make_number(self, key: _Key) -> Number:
+        return Number(self._page.slots, self._page.allocate(*key))
+
+    def _make_histogram(self, key: _Key) -> Histogram:
+        return Histogram(self._page.slots, self._page.allocate(*key), key[0].bounds)
+
+
+def _let_go(meter: Meter) -> None:
+    """The pool is gone, and with it whatever anybody still had of it."""
+    for use in list(meter.held):
+        use.release()

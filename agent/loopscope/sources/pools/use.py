@@ -1,0 +1,136 @@
+"""One wait for something in a pool, and one use of it, from asking to giving back."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from typing import TYPE_CHECKING
+
+from loopscope.core.leak import Reason
+from loopscope.core.phases import NOWHERE, POOL_WAIT, Gaps, Stay
+from loopscope.core.stacks import Place
+from loopscope.sources.exchange import Exchange
+from loopscope.sources.ledger import Claim
+
+if TYPE_CHECKING:
+    from loopscope.sources.pools.meter import Meter
+
+_GRACE = 1.0
+"""Seconds for which whoever has ended may still hold something: given back by a task it left."""
+
+
+class Use:
+    """It waits, then it has what it wanted, then it is over. For one thread at a time.
+
+    While it waits, the request it belongs to is in phase ``pool_wait``, unless the wait is in a
+    phase of its own (``is_phase`` false).
+    """
+
+    __slots__ = ("_claim", "_ended", "_exchange", "_gaps", "_got", "_stay",
+                 "asked", "is_leaked", "meter", "place", "route")  # fmt: skip
+
+    def __init__(
+        self,
+        meter: Meter,
+        exchange: Exchange | None,
+        now: float,
+        place: Place | None,
+        is_phase: bool = True,
+    ) -> None:
+        self.meter = meter
+        self.asked = now
+        self.place = place
+        """The line of the user's code that asked, as code and instruction."""
+        self.route = ""
+        """Whose it is, once that is all that is kept of the request."""
+        self.is_leaked = False
+        """Whether it has been called a leak."""
+        self._exchange = exchange
+        self._claim: Claim | None = None
+        self._got = 0.0
+        self._ended = 0.0
+        self._gaps: Gaps | None = None
+        self._stay: Stay | None = None
+        if exchange is not None and is_phase:
+            self._gaps = gaps = exchange.own_gaps()
+            if gaps is not None:
+                gaps.enter(POOL_WAIT)
+            else:  # in a thread of its own
+                self._stay = stay = exchange.stay()
+                if stay is not None:
+                    stay.move(POOL_WAIT, now)
+        meter.waiting.add(self)
+
+    @property
+    def since(self) -> float:
+        """Since when it waits or, once it has what it waited for, since when it has that."""
+        return self._got or self.asked
+
+    @property
+    def owner(self) -> Exchange | str:
+        """The request whose it is, or that one's route; "" outside of requests."""
+        return self._exchange or self.route
+
+    def got(self) -> None:
+        """It has what it wanted."""
+        meter = self.meter
+        self._got = now = meter.now()
+        self._stop_waiting(now)
+        meter.held.add(self)
+        meter.over("wait", now - self.asked, self.owner)
+
+    def failed(self, error: BaseException) -> None:
+        """It will not have it."""
+        meter = self.meter
+        now = meter.now()
+        self._stop_waiting(now)
+        meter.over(_kind_of(error), now - self.asked, self.owner)
+
+    def release(self) -> None:
+        """It has given back what it had. Twice is once."""
+        meter = self.meter
+        if self in meter.held:
+            meter.held.discard(self)
+            meter.over("use", meter.now() - self._got, self.owner)
+
+    def reason_to_worry(self, now: float, leak_after: float) -> Reason | None:
+        """Why it is to be called a leak; None while it is not."""
+        if self._has_ended():
+            self._ended = self._ended or now
+            if now - self._ended >= _GRACE:
+                return "request_ended"
+        return "held_too_long" if now - self._got >= leak_after else None
+
+    def settle(self) -> None:
+        """Keep the route alone of a request that has been routed, or is over.
+
+        A leak must not keep the request's body with it.
+        """
+        exchange = self._exchange
+        if exchange is not None:
+            self.route = exchange.route_so_far()
+            if self.route or not exchange.is_under_way():
+                self._claim = Claim(exchange)
+                self._exchange = None
+
+    def _has_ended(self) -> bool:
+        """Whether it was a request's that is over."""
+        exchange = self._exchange if self._claim is None else self._claim()
+        if exchange is None:
+            return self._claim is not None
+        return not exchange.is_under_way()
+
+    def _stop_waiting(self, now: float) -> None:
+        self.meter.waiting.discard(self)
+        if self._gaps is not None:
+            self._gaps.leave(POOL_WAIT)
+            self._gaps = None
+        elif self._stay is not None:
+            self._stay.move(NOWHERE, now)
+            self._stay = None
+
+
+def _kind_of(error: BaseException) -> str:
+    if isinstance(error, CancelledError | GeneratorExit):
+        return "cancelled"
+    # Libraries have timeouts of their own, most of them not TimeoutError's children.
+    return "timeout" if "Timeout" in type(error).__name__ else "rejected"
