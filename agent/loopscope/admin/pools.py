@@ -6,19 +6,24 @@
                 "oldest_wait_s", "oldest_use_s",
                 "wait": {"count", "seconds"}, "use": {"count", "seconds"},
                 "create": {"count", "seconds"}, "timeouts", "rejected", "cancelled",
-                "routes": [{"route", "wait_s", "use_s"}]}]}
+                "leaked": {"request_ended", "held_too_long"},
+                "routes": [{"route", "wait_s", "use_s"}],
+                "creations": [{"route", "site", "count"}],
+                "held": [{"site", "route", "age_s", "leaked" (null, or the reason)}]}]}
 
 What is not known of a pool is null. Those with most seconds of waiting come first, and of each the
-routes that used it most.
+routes that used it most, the lines that had most connections made, and what has been held longest
+(ten at most; of several workers, those of the one that answers).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from loopscope.agent import Agent
+from loopscope.core.leak import Reason
 from loopscope.core.merge import Family
 from loopscope.sources.pools import metrics
 
@@ -36,27 +41,50 @@ _COUNTERS = {
     "cancelled": metrics.CANCELLED,
 }
 _BY_ROUTE = {"wait_s": metrics.ROUTE_WAIT, "use_s": metrics.ROUTE_USE}
+_MOST_HELD = 10
+
+_Pool = dict[str, Any]
+
+
+class _Pools(dict[tuple[str, str], _Pool]):
+    """Pools by name and kind, each as if nothing were known of it before it is asked for."""
+
+    def __missing__(self, labels: tuple[str, str]) -> _Pool:
+        name, kind = labels
+        pool: _Pool = {
+            "pool": name,
+            "kind": kind,
+            **dict.fromkeys(_GAUGES),
+            **dict.fromkeys(_OLDEST, 0.0),
+            **{key: {"count": 0.0, "seconds": 0.0} for key in _HISTOGRAMS},
+            **dict.fromkeys(_COUNTERS, 0.0),
+            "leaked": dict.fromkeys(get_args(Reason), 0.0),
+            "routes": [],
+            "creations": [],
+            "held": [],
+        }
+        self[labels] = pool
+        return pool
 
 
 def pools(agent: Agent) -> dict[str, Any]:
-    """The document above, as of now."""
+    """The document above, as of now. Not for an event loop's thread."""
     families = {family.metric.name: family for family in agent.snapshot()}
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for key, metric in _GAUGES.items():
-        for labels, values in _rows(families.get(metric.name)):
-            _of(found, labels)[key] = values[0]
+    found = _Pools()
+    for key, metric in (_GAUGES | _COUNTERS).items():
+        for (name, kind, *_), values in _rows(families.get(metric.name)):
+            found[name, kind][key] = values[0]
     for key, metric in _OLDEST.items():  # one a worker
-        for labels, values in _rows(families.get(metric.name)):
-            pool = _of(found, labels)
-            pool[key] = max(pool[key], values[0])
+        for (name, kind, *_), values in _rows(families.get(metric.name)):
+            found[name, kind][key] = max(found[name, kind][key], values[0])
     for key, metric in _HISTOGRAMS.items():
-        for labels, (*buckets, total) in _rows(families.get(metric.name)):
-            _of(found, labels)[key] = {"count": sum(buckets), "seconds": total}
-    for key, metric in _COUNTERS.items():
-        for labels, values in _rows(families.get(metric.name)):
-            _of(found, labels)[key] = values[0]
-    for labels, routes in _routes(families).items():
-        _of(found, labels)["routes"] = routes
+        for (name, kind, *_), (*buckets, total) in _rows(families.get(metric.name)):
+            found[name, kind][key] = {"count": sum(buckets), "seconds": total}
+    for (name, kind, reason), values in _rows(families.get(metrics.LEAKED.name)):
+        found[name, kind]["leaked"][reason] = values[0]
+    _add_routes(found, families)
+    _add_creations(found, families)
+    _add_held(found, agent)
     by_waiting = sorted(found.values(), key=lambda pool: pool["wait"]["seconds"], reverse=True)
     return {"pools": by_waiting}
 
@@ -67,34 +95,36 @@ def _rows(family: Family | None) -> Iterator[tuple[tuple[str, ...], tuple[float,
             yield labels, tuple(family.values(raw))
 
 
-def _of(found: dict[tuple[str, str], dict[str, Any]], labels: tuple[str, ...]) -> dict[str, Any]:
-    name, kind = labels[:2]
-    nothing: dict[str, Any] = {key: {"count": 0.0, "seconds": 0.0} for key in _HISTOGRAMS}
-    return found.setdefault(
-        (name, kind),
-        {
-            "pool": name,
-            "kind": kind,
-            **dict.fromkeys(_GAUGES),
-            **dict.fromkeys(_OLDEST, 0.0),
-            **nothing,
-            **dict.fromkeys(_COUNTERS, 0.0),
-            "routes": [],
-        },
-    )
-
-
-def _routes(families: dict[str, Family]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
-    """Waiting and use by pool and route."""
+def _add_routes(found: _Pools, families: dict[str, Family]) -> None:
+    """Waiting and use by route."""
     seconds: defaultdict[tuple[str, ...], dict[str, float]] = defaultdict(
         lambda: dict.fromkeys(_BY_ROUTE, 0.0)
     )
     for key, metric in _BY_ROUTE.items():
         for labels, values in _rows(families.get(metric.name)):
             seconds[labels][key] = values[0]
-    routes: defaultdict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for (name, kind, route), sums in seconds.items():
-        routes[name, kind].append({"route": route, **sums})
-    for of_pool in routes.values():
-        of_pool.sort(key=lambda route: route["use_s"], reverse=True)
-    return dict(routes)
+    for (name, kind, route), sums in sorted(seconds.items(), key=lambda each: -each[1]["use_s"]):
+        found[name, kind]["routes"].append({"route": route, **sums})
+
+
+def _add_creations(found: _Pools, families: dict[str, Family]) -> None:
+    """Who had new ones made."""
+    made = {labels: values[0] for labels, values in _rows(families.get(metrics.CREATIONS.name))}
+    for (name, kind, route, site), count in sorted(made.items(), key=lambda each: -each[1]):
+        found[name, kind]["creations"].append({"route": route, "site": site, "count": count})
+
+
+def _add_held(found: _Pools, agent: Agent) -> None:
+    """What is in use right now."""
+    now = agent.clock.now()
+    for use in agent.pools.book.held():
+        held = found[use.meter.labels]["held"]
+        if len(held) < _MOST_HELD:
+            held.append(
+                {
+                    "site": agent.users.describe_place(use.place),
+                    "route": use.route_so_far(),
+                    "age_s": now - use.since,
+                    "leaked": use.leaked,
+                }
+            )

@@ -139,7 +139,7 @@ class PoolBook:
         return sorted(uses, key=lambda use: use.since)
 
     def _unique(self, name: str, kind: str) -> str:
-        taken = {meter.labels for meter in list(self._meters) if meter.level() is not None}
+        taken = {meter.labels for meter in list(self._meters) if self._level(meter) is not None}
         unique = name
         for number in range(2, MOST_ALIKE):
             if (unique, kind) not in taken:
@@ -181,11 +181,7 @@ class PoolBook:
     def _show_all(self, now: float) -> None:
         shown = dict.fromkeys(self._shown, 0.0)
         for meter in list(self._meters):
-            try:
-                level = meter.level()
-            except Exception as error:
-                self._faults.report(f"pools.{meter.labels[1]}", error)
-                level = Level()
+            level = self._level(meter)
             if level is None:
                 self._meters.remove(meter)
                 _let_go(meter)
@@ -196,6 +192,13 @@ class PoolBook:
             if number is not None:
                 number.set(value)
         self._shown = shown
+
+    def _level(self, meter: Meter) -> Level | None:
+        try:
+            return meter.level()
+        except Exception as error:
+            self._faults.report(f"pools.{meter.labels[1]}", error)
+            return Level()
 
     def _show(self, meter: Meter, level: Level, now: float, shown: dict[_Key, float]) -> None:
         """Add what there is of one pool to what is ``shown``: several may go by one name."""
@@ -222,10 +225,11 @@ class PoolBook:
     def _look_for_leak(self, use: Use, now: float, shown: dict[_Key, float]) -> None:
         use.settle()
         reason = use.reason_to_worry(now, self._leak_after)
+        is_new = use.leaked is None
+        use.leaked = reason
         if reason is not None:
             shown[metrics.LEAKED, (*use.meter.labels, reason)] += 1
-            if not use.is_leaked:
-                use.is_leaked = True
+            if is_new:
                 site = self.users.describe_place(use.place)
                 self._on_leak(Leak(*use.meter.labels, reason, site, use.route, now - use.since))
 

@@ -8,10 +8,10 @@ is: see ``Level``.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from loopscope.core.caller import Caller
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.ledger import current
 from loopscope.sources.pools.use import Use
@@ -19,8 +19,6 @@ from loopscope.sources.pools.use import Use
 if TYPE_CHECKING:
     from loopscope.core.stacks import Place
     from loopscope.sources.pools.book import PoolBook
-
-_frame = sys._getframe  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 class Level(NamedTuple):
@@ -49,14 +47,15 @@ class Meter:
         self.held: set[Use] = set()
         self.now = book.now
         self._by_key: dict[int, Use] = {}
+        self._asking = Caller(book.users)
+        self._opening = Caller(book.users)
 
     def ask(self, *, is_phase: bool = True) -> Use:
-        """Somebody wants something from the pool: two calls further out is who called us.
+        """Somebody wants something from the pool, whoever it is that calls us.
 
         ``is_phase`` is false where the wait is no ``pool_wait`` of the request's.
         """
-        place = self.book.users.caller(_frame(2))  # pyright: ignore[reportPrivateUsage]
-        return Use(self, current(), self.now(), place, is_phase)
+        return Use(self, current(), self.now(), self._asking.find(), is_phase)
 
     def take(self, key: int, use: Use) -> None:
         """``use`` has what it wanted, which is to be known by ``key`` when it is given back."""
@@ -74,8 +73,7 @@ class Meter:
 
     def opened(self, seconds: float) -> None:
         """Something new has been made, which took so long; by whom is seen from who calls."""
-        place = self.book.users.caller(_frame(1))  # pyright: ignore[reportPrivateUsage]
-        self.over("create", seconds, current() or "", place)
+        self.over("create", seconds, current() or "", self._opening.find())
 
     def rejected(self, count: int = 1) -> None:
         """So many were turned away without having waited."""

@@ -26,7 +26,7 @@ class Use:
     """
 
     __slots__ = ("_claim", "_ended", "_exchange", "_gaps", "_got", "_stay",
-                 "asked", "is_leaked", "meter", "place", "route")  # fmt: skip
+                 "asked", "leaked", "meter", "place", "route")  # fmt: skip
 
     def __init__(
         self,
@@ -42,8 +42,8 @@ class Use:
         """The line of the user's code that asked, as code and instruction."""
         self.route = ""
         """Whose it is, once that is all that is kept of the request."""
-        self.is_leaked = False
-        """Whether it has been called a leak."""
+        self.leaked: Reason | None = None
+        """Why it counts as a leak, as of the latest look."""
         self._exchange = exchange
         self._claim: Claim | None = None
         self._got = 0.0
@@ -69,6 +69,11 @@ class Use:
     def owner(self) -> Exchange | str:
         """The request whose it is, or that one's route; "" outside of requests."""
         return self._exchange or self.route
+
+    def route_so_far(self) -> str:
+        """The route of the request whose it is, as far as that is known; "" outside of requests."""
+        exchange = self._exchange
+        return self.route if exchange is None else exchange.route_so_far()
 
     def got(self) -> None:
         """It has what it wanted."""

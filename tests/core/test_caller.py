@@ -1,0 +1,53 @@
+"""Which of the user's lines leads to a place in a library, found quickly the second time."""
+
+from __future__ import annotations
+
+from types import FunctionType
+
+from loopscope.core.caller import Caller
+from loopscope.core.stacks import UserCode, line_at
+
+
+def library(source: str, **names: object) -> FunctionType:
+    """The function that ``source`` defines, as if it came with an installed package."""
+    scope = dict(names)
+    exec(compile(source, "/usr/lib/python3/site-packages/pools/pool.py", "exec"), scope)  # noqa: S102
+    return next(each for each in scope.values() if isinstance(each, FunctionType))
+
+
+users = UserCode()
+caller = Caller(users)
+deep = library("def deep(depth): return deep(depth - 1) if depth else find()", find=caller.find)
+back = library("def back(function, depth): return function(depth)")
+
+
+def line(function: FunctionType, *arguments: object) -> str:
+    return users.describe_place(function(*arguments))
+
+
+def test_the_line_is_the_callers_each_time() -> None:
+    """From the same distance and from another one, and from one line or the next."""
+    depths = (5, 5, 0, 9, 5)
+    first = [deep(depth) for depth in depths]
+    second = [deep(depth) for depth in depths]
+    numbers = [line_at(*place) for place in first + second]
+    start = test_the_line_is_the_callers_each_time.__code__.co_firstlineno
+    assert numbers == [start + 3] * 5 + [start + 4] * 5
+    assert users.describe_place(first[0]).startswith(f"tests/core/test_caller.py:{start + 3} ")
+
+
+def test_the_innermost_of_the_users_lines_counts() -> None:
+    """Also where another one is as far away as the user's was last time."""
+    assert line(deep, 8).endswith(" line")
+
+    def called(depth: int) -> object:
+        return deep(depth)
+
+    for depth in range(8):
+        assert line(back, called, depth).endswith("<locals>.called")
+
+
+def test_a_library_that_calls_by_itself_is_nobodys_line() -> None:
+    """Nor is there one where none of the frames is the user's."""
+    nobody = Caller(UserCode(roots=["/nowhere"]))
+    assert nobody.find() is None
