@@ -398,6 +398,7 @@ STALLS = Row(
 
 _POOL = "{{pool}}"
 _POOL_WAIT = "loopscope_pool_wait_seconds"
+_MOST_SITES = 10
 _POOL_FAILED = ("timeouts", "rejected", "cancelled")
 
 POOLS = Row(
@@ -476,11 +477,31 @@ POOLS = Row(
             "ops", width=12, stacked=True,
         ),
         Panel(
+            "Not given back",
+            "request_ended: held by a request that is over. held_too_long: for longer than "
+            "leak_after allows. The line that took it is in the log and at /api/pools.",
+            (Query(
+                f"sum by (pool, reason) (loopscope_pool_leaked{{{_TARGET}}})",
+                f"{_POOL} {{{{reason}}}}",
+            ),),
+            "short", width=12,
+        ),
+        Panel(
             "Connections made",
             "Per second. Many while the pool is not full: connections do not last, or each request "
             "makes its own.",
             (Query(
                 _rate("loopscope_pool_create_seconds_count", _TARGET, "pool"), _POOL
+            ),),
+            "ops", width=12,
+        ),
+        Panel(
+            "Connections made, by line",
+            "Per second, the lines of the service's code that had most of them made. As many as "
+            "there are requests: that line should use a pool, or keep its client.",
+            (Query(
+                f"topk({_MOST_SITES}, {_rate('loopscope_pool_creations_total', by='site')})",
+                "{{site}}",
             ),),
             "ops", width=12,
         ),
