@@ -40,7 +40,7 @@ imports: $(STAMP)
 dashboards: $(STAMP)
 	$(BIN)/python -m dashboards.generate --check
 
-system: ## Debian packages the end-to-end tests use (Prometheus)
+system: ## Debian packages the tests use (Prometheus, MariaDB, Redis)
 	tools/install_system_packages
 
 test: $(STAMP) system
