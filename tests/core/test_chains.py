@@ -10,7 +10,7 @@ import threading
 import time
 import types
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import wraps
 from pathlib import Path
@@ -24,7 +24,7 @@ import pytest
 from fastapi import Depends, FastAPI, Request
 
 from loopscope.core import chains
-from loopscope.core.chains import Chain, Wait, children, locate, name, walk
+from loopscope.core.chains import Chain, Wait, locate, name, walk
 from loopscope.core.stacks import UserCode
 
 USERS = UserCode()
@@ -478,7 +478,6 @@ def test_odd_objects_are_no_error(make: Callable[[], object]) -> None:
     assert chain.leaf in ("", type(odd).__name__)
     assert isinstance(locate(chain, USERS), Wait)
     assert name(odd) in ("", type(odd).__name__)
-    assert children(odd) == ()
 
 
 class Nameless(type):
@@ -513,7 +512,6 @@ def test_what_was_found_before_an_oddity_stands() -> None:
     assert names(chain) == ["wait"]
     assert chain.leaf == "unknown"
     assert name(Anonymous()) == "unknown"
-    assert children(Anonymous()) == ()
 
 
 def test_an_iterator_of_another_kind_is_named_by_its_type() -> None:
@@ -739,56 +737,3 @@ def test_names_are_bounded_and_hold_no_values() -> None:
     assert locate(walk(coroutine), USERS).callee == long[:100]
     coroutine.close()
     assert name(type(long, (), {"__repr__": lambda _: "secret"})()) == long[:100]
-
-
-# children
-
-
-@pytest.mark.anyio
-async def test_a_gather_says_which_of_its_tasks_it_still_waits_for() -> None:
-    """Each once, nested gathers included, in the order they were given."""
-
-    async def quick() -> None:
-        pass
-
-    async def slow() -> None:
-        await forever()
-
-    one, done, other = slow(), quick(), slow()
-    task = await settled(slow())
-    gathering: Awaitable[Any] = asyncio.gather(
-        one, done, task, task, asyncio.gather(other, asyncio.get_running_loop().create_future())
-    )
-    for _ in range(5):
-        await asyncio.sleep(0)
-    waiting = children(gathering)
-    assert [each.get_coro() for each in waiting] == [one, task.get_coro(), other]
-    assert {tuple(names(walk(each.get_coro()))) for each in waiting} == {("slow", "forever")}
-    assert name(waiting[0]).startswith("task:test_a_gather")
-    gathering.cancel()  # type: ignore[attr-defined]
-    await asyncio.wait([task, asyncio.ensure_future(gathering)])
-    assert children(gathering) == ()
-
-
-@pytest.mark.anyio
-async def test_a_task_is_its_own_child_until_it_ends() -> None:
-    """Whoever awaits a task waits for that one; of a plain future nothing is known."""
-    task = await settled(forever())
-    assert children(task) == (task,)
-    await cancelled(task)
-    assert children(task) == ()
-    assert children(asyncio.get_running_loop().create_future()) == ()
-
-
-def test_a_gather_of_many_is_cut_short() -> None:
-    """The answer is for people."""
-
-    async def main() -> None:
-        gathering = asyncio.gather(*(forever() for _ in range(500)))
-        await asyncio.sleep(0)
-        assert len(children(gathering)) == 100
-        gathering.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await gathering
-
-    asyncio.run(main())

@@ -6,16 +6,12 @@ is suspended shows where, and one that is running is told from its thread's stac
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from loopscope.core.chains import walk
-from loopscope.core.stacks import Stack, UserCode, take
+from loopscope.core.stacks import Stack, UserCode, frames_now, is_ours, take
 from loopscope.sources.requests import HttpExchange, method_label
-
-_OURS = str(Path(__file__).parents[1])
 
 MOST_TASKS = 20
 """Tasks listed of one request."""
@@ -74,10 +70,10 @@ def _chain(coroutine: object, users: UserCode) -> list[str]:
 
 def _running(thread: int) -> Stack:
     """What a thread runs, from where we called the app on."""
-    frame = sys._current_frames().get(thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    frame = frames_now().get(thread)
     try:
         stack = take(frame)
     finally:
         del frame
-    ours = [at for at, (code, _) in enumerate(stack) if code.co_filename.startswith(_OURS)]
+    ours = [at for at, (code, _) in enumerate(stack) if is_ours(code)]
     return stack[ours[-1] + 1 :] if ours else stack

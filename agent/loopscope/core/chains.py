@@ -23,7 +23,6 @@ which is asked for its coroutine): what a chain says is made of the names of fun
 from __future__ import annotations
 
 import gc
-from pathlib import Path
 from types import (
     AsyncGeneratorType,
     CodeType,
@@ -35,16 +34,13 @@ from types import (
 )
 from typing import Any, Final, NamedTuple
 
-from loopscope.core.stacks import Stack, UserCode, line_at
+from loopscope.core.stacks import Stack, UserCode, is_ours, line_at
 
 _MAX_LINKS: Final = 1000
 """Links followed at most; Python's own recursion limit, so nothing real is cut short."""
 
 _MAX_NAME: Final = 100
 """Characters of a callee or leaf."""
-
-_MAX_CHILDREN: Final = 100
-"""Tasks that `children` lists at most."""
 
 _LINKS: Final = frozenset(
     {
@@ -83,8 +79,6 @@ _COMPILED: Final = -1
 
 _UNKNOWN: Final = "unknown"
 """What an awaited object is called that cannot be looked at."""
-
-_OURS: Final = str(Path(__file__).parents[1])
 
 
 class Chain(NamedTuple):
@@ -186,28 +180,6 @@ def name(awaited: object) -> str:
         return _UNKNOWN
 
 
-def children(awaited: object) -> tuple[Any, ...]:
-    """The tasks that ``awaited``, a task or the future of a ``gather``, still waits for.
-
-    Each once, in the order they were given, those of nested gathers included; `walk` their
-    ``get_coro()`` to go on. asyncio tells nothing of other futures: empty for these. Never raises.
-    """
-    pending: dict[int, Any] = {}
-    asked = [awaited]
-    try:
-        # a list that grows while it is read: gathers may be nested, but not deeper than that
-        for each in asked:
-            if type(each).__name__ == "_GatheringFuture":
-                asked += getattr(each, "_children", ())[:_MAX_CHILDREN]
-            elif _is_task(each) and not getattr(each, "done")():  # noqa: B009
-                pending[id(each)] = each
-            if len(pending) >= _MAX_CHILDREN:
-                break
-    except Exception:  # as in walk
-        return tuple(pending.values())
-    return tuple(pending.values())
-
-
 def _place(code: CodeType, at: int) -> tuple[CodeType, int]:
     """``code`` and the line of its instruction ``at``.
 
@@ -285,6 +257,6 @@ def _callee(chain: Chain, below: int) -> str:
 def _hands_on(code: CodeType) -> bool:
     """Whether ``code`` only awaits what it was given, which then says more than its own name."""
     name = code.co_name
-    if name in _STATEMENTS or name == "wait_for" or code.co_filename.startswith(_OURS):
+    if name in _STATEMENTS or name == "wait_for" or is_ours(code):
         return True
     return "<locals>" in code.co_qualname and ("wrap" in name or name == "inner")

@@ -96,6 +96,16 @@ def take(frame: FrameType | None, limit: int = 100, base: CodeType | None = None
     return tuple(found)
 
 
+def frames_now() -> dict[int, FrameType]:
+    """Every thread's innermost frame; to be let go of at once. Only the name is private."""
+    return sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+def is_ours(code: CodeType) -> bool:
+    """Whether ``code`` is loopscope's own."""
+    return code.co_filename.startswith(_OURS)
+
+
 def line_at(code: CodeType, at: int) -> int:
     """The line of the instruction ``at``; 0 where there is none."""
     lines = (line for start, end, line in code.co_lines() if start <= at < end)

@@ -32,12 +32,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 from loopscope.core.histogram import Number
 from loopscope.core.metric import STEP_BOUNDS, Metric
 from loopscope.core.page import Page
+from loopscope.core.stacks import frames_now
 from loopscope.sources.evidence import polls_in_kernel
 from loopscope.sources.libuv import last_poll
 from loopscope.sources.wakeups import LONG_PASS, WakeUps
@@ -215,7 +216,7 @@ class LoopMonitor:
         Under a frame of Python's it does not. Without one it may still be in a function of C's that
         was scheduled directly, or be waiting for the interpreter with something to do.
         """
-        frame = _frame_of(self.thread)
+        frame = frames_now().get(self.thread)
         code = None if frame is None else frame.f_code
         del frame
         is_outside = code is None or code is self.base or not _RUNS.isdisjoint(code.co_names)
@@ -406,11 +407,6 @@ class LoopMonitor:
         """Counters never go back, however the estimates are mended."""
         self._busy.set(max(self._busy.value, busy))
         self._idle.set(max(self._idle.value, idle))
-
-
-def _frame_of(thread: int) -> FrameType | None:
-    """A thread's innermost frame. The name is private, the function documented."""
-    return sys._current_frames().get(thread)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _caller() -> CodeType:

@@ -29,7 +29,7 @@ from types import FrameType
 
 from loopscope.core.clock import Clock
 from loopscope.core.faults import Faults
-from loopscope.core.stacks import Stack, UserCode, take
+from loopscope.core.stacks import Stack, UserCode, frames_now, take
 from loopscope.core.stall import Stall
 from loopscope.sources.cause import LoopRound, Oversleep
 from loopscope.sources.evidence import (
@@ -389,7 +389,7 @@ class Watchdog:
 
     def _take(self, watched: Watched, eye: _Eye, now: float, *, with_kernel: bool) -> Look:
         monitor = watched.monitor
-        frame = _frames().get(monitor.thread)
+        frame = frames_now().get(monitor.thread)
         try:
             stack = take(frame, base=monitor.base)
             handle = _handle(frame)
@@ -430,14 +430,9 @@ class Watchdog:
         }
 
 
-def _frames() -> dict[int, FrameType]:
-    """Every thread's innermost frame. The name is private, the function documented."""
-    return sys._current_frames()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-
-
 def _threads() -> dict[int, tuple[str, Stack]]:
     """Name and stack of every thread of Python's, by native id."""
-    frames = _frames()
+    frames = frames_now()
     try:
         return {
             thread.native_id: (thread.name, take(frames.get(thread.ident or 0), limit=_SHORT))
