@@ -129,7 +129,7 @@ def test_a_child_that_measures_nothing_warns_without_us() -> None:
 @pytest.mark.usefixtures("unchanging")
 def test_a_child_does_not_write_into_its_parents_page(tmp_path: Path) -> None:
     """The child measures, collects garbage, stops: not one byte of the parent's page moves."""
-    app = Loopscope(hello, directory=tmp_path)
+    app = Loopscope(hello, directory=tmp_path, stalls=False)  # else the watchdog writes
     measure(app)
     page = own_page()
     before = read_file(page)
@@ -162,7 +162,7 @@ def test_a_request_under_way_at_the_fork_is_its_parents(tmp_path: Path) -> None:
                 left_behind = f"{read_file(page) == before}"
         await hello(scope, receive, send)
 
-    app = Loopscope(forks, directory=tmp_path)
+    app = Loopscope(forks, directory=tmp_path, stalls=False)
 
     async def serve() -> None:
         parent = os.getpid()

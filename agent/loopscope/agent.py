@@ -28,9 +28,10 @@ from prometheus_client import REGISTRY
 from loopscope._version import __version__
 from loopscope.core.clock import Clock
 from loopscope.core.faults import Faults
+from loopscope.core.group import Group, make_safe
 from loopscope.core.imports import Imports
 from loopscope.core.merge import Family, ReadPage, merge
-from loopscope.core.page import SUFFIX, Labels, Page, PageError, PageReader, read_file
+from loopscope.core.page import Labels, Page, PageFullError, PageReader
 from loopscope.core.phases import AFTERWARDS, LOOP_RUN
 from loopscope.core.stacks import UserCode
 from loopscope.core.stall import Stall, as_json
@@ -69,6 +70,7 @@ from loopscope.sources.tasks import TasksSource
 from loopscope.sources.threads import ThreadsSource
 from loopscope.sources.watchdog import Watchdog
 from loopscope.sources.websockets import WebSocketExchange, WebSocketRecorder
+from loopscope.sources.workers import home_of_group
 
 logger = logging.getLogger("loopscope")
 
@@ -179,6 +181,8 @@ class Agent:
         self.settings = settings
         self.clock = Clock()
         self.faults = Faults()
+        self.group: Group | None = None
+        """The workers it shares its figures with, if there may be any."""
         self.page = self._make_page()
         self.tracer = self._make_tracer()
         self._own_tracer = self.tracer
@@ -186,10 +190,7 @@ class Agent:
         self._recorders: list[Recorders] = []
         self._applications = 0
         self._lock = threading.Lock()  # attaching, refreshing and rendering; never per request
-        self._readers: dict[Path, PageReader] = {}
         self._own_reader = PageReader()
-        self.skipped_pages: dict[str, int] = {}
-        """Pages that could not be read at the last scrape, by reason."""
         self.itself = SelfSource(
             self.page,
             overhead=self._overhead,
@@ -226,7 +227,7 @@ class Agent:
             pauses=lambda: list(self.gc.pauses),
             on_stall=self._on_stall,
             faults=self.faults,
-            errand=self._pool_book.fold,
+            errand=self._errand,
             worker=str(os.getpid()),
         )
         self.tasks = TasksSource(self.page, _give_way)
@@ -438,38 +439,27 @@ class Agent:
     def families(self) -> list[Family]:
         """Refresh what is read on demand, then read and merge all pages. Call under the lock."""
         self._look_for_provider()
+        self._refresh()
+        self._own_reader.update(self.page.view)
+        worker = "" if self.group is None else str(os.getpid())
+        pages = [ReadPage(self._own_reader, self.page.view, worker)]
+        if self.group is not None:
+            pages += self.group.pages()
+        families = merge(pages, breathe=_give_way)
+        if self.group is not None:
+            families += self.group.families()
+            if not all(page.alive for page in pages):
+                self._fold_the_dead(self.group)
+        return [*families, *db_client(families)]
+
+    def _refresh(self) -> None:
+        """Write down what is read on demand. Call under the lock."""
         for source in self._refreshed:
             try:
                 source.refresh()
             except Exception as error:
                 self.faults.report(type(source).__name__, error)
         self.page.beat(self.clock.now())
-        self._own_reader.update(self.page.view)
-        worker = str(os.getpid()) if self.settings.directory is not None else ""
-        pages = [ReadPage(self._own_reader, self.page.view, worker), *self._siblings()]
-        families = merge(pages, breathe=_give_way)
-        return [*families, *db_client(families)]
-
-    def _siblings(self) -> list[ReadPage]:
-        """The pages of other workers in the shared directory, living or dead."""
-        if self.page.path is None:
-            return []
-        skipped: dict[str, int] = {}
-        pages: list[ReadPage] = []
-        for path in sorted(self.page.path.parent.glob(f"*{SUFFIX}")):
-            if path == self.page.path:
-                continue
-            reader = self._readers.setdefault(path, PageReader())
-            try:
-                buffer = read_file(path)
-                header = reader.update(buffer)
-            except PageError as error:
-                self._readers.pop(path, None)
-                skipped[error.reason] = skipped.get(error.reason, 0) + 1
-                continue
-            pages.append(ReadPage(reader, buffer, str(header.pid)))
-        self.skipped_pages = skipped
-        return pages
 
     def _exemplars(self) -> Mapping[tuple[str, Labels, int], Exemplar]:
         return {
@@ -483,17 +473,47 @@ class Agent:
     def _make_page(self) -> Page:
         started = psutil.Process().create_time()
         directory = self.settings.directory
+        if directory is None and self.settings.share:
+            directory = home_of_group()
         if directory is not None:
             try:
-                return Page.in_directory(directory, self.clock, started_wall=started)
+                return self._join(directory, started)
             except OSError as error:
                 logger.warning(
                     "loopscope: cannot keep its page in %s (%s); figures stay in this process. "
-                    "Make the directory writable or unset LOOPSCOPE_DIR.",
+                    "Make it a directory that only this user may write to, or set LOOPSCOPE_DIR "
+                    "to one.",
                     directory,
                     error,
                 )
         return Page.anonymous(self.clock, started_wall=started)
+
+    def _join(self, directory: Path, started: float) -> Page:
+        """Become one of the workers that share ``directory``. Raises ``OSError``."""
+        if self.settings.directory is None:
+            make_safe(directory.parent)
+        make_safe(directory)
+        page = Page.in_directory(directory, self.clock, started_wall=started)
+        self.group = Group(directory, self.clock, own=lambda: self.page.path)
+        return page
+
+    def _fold_the_dead(self, group: Group) -> None:
+        try:
+            group.fold()
+        except (OSError, PageFullError) as error:
+            self.faults.report("workers", error)
+
+    def _errand(self) -> None:
+        """What is done about once a second, on the watchdog's thread.
+
+        Whoever speaks for all workers reads what this one has written: so it has to be written.
+        """
+        self._pool_book.fold()
+        if self.group is not None and self._lock.acquire(blocking=False):
+            try:
+                self._refresh()
+            finally:
+                self._lock.release()
 
     def _make_tracer(self) -> TraceExporter | None:
         if self.settings.traces == "off":

@@ -6,6 +6,7 @@ exist. A new source is one more name in ``SOURCES``.
 
 from __future__ import annotations
 
+from loopscope.core import group
 from loopscope.core.metric import Metric
 from loopscope.sources import (
     awaits,
@@ -38,6 +39,7 @@ SOURCES = (
     process,
     cgroup,
     gc,
+    group,
     itself,
 )
 

@@ -151,8 +151,14 @@ class Settings:
     directory: Path | None = _setting(
         None,
         _Kind("a directory this process may write to", _directory),
-        "Keep figures in files here, readable by other processes and after a crash.",
+        "Keep figures in files here, readable by other processes and after a crash; the workers "
+        "of one application share it. Unset: found by themselves.",
         env="LOOPSCOPE_DIR",
+    )
+    share: bool = _setting(
+        True,
+        _BOOLEAN,
+        "Whether workers with one parent and one listening socket share figures by themselves.",
     )
     exclude: tuple[str, ...] = _setting(
         (),
@@ -238,6 +244,7 @@ class SettingsKeywords(TypedDict, total=False):
     listen: str
     token: str
     directory: Path | str | None
+    share: bool
     exclude: Sequence[str]
     max_series: int
     request_start: bool

@@ -1,5 +1,8 @@
 """The admin listener: one thread with a loop of its own, so it answers when the service cannot.
 
+Of several workers one has the port and speaks for all; the others wait in their threads, and when
+it is gone the first of them to notice has it.
+
 The socket listens before the thread starts: a port that is taken is known at once and costs the
 service nothing but a log line. uvicorn's protocol class is used without uvicorn's ``Server``, whose
 signal handlers, log lines and ten ticks a second belong to a program, not to a guest in one.
@@ -11,6 +14,7 @@ import asyncio
 import logging
 import socket
 import threading
+from itertools import count
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -23,6 +27,10 @@ logger = logging.getLogger("loopscope")
 
 _LOOPBACK = ("127.", "localhost", "::1")
 _BACKLOG = 64
+_RETRY = 0.5
+"""Seconds between attempts to take over the port."""
+_DOUBTS = 4
+"""Attempts after which somebody should have said that they have the port."""
 _PATIENCE = 5.0
 """Seconds a stop may wait for the thread to begin, and again for it to end."""
 
@@ -47,6 +55,7 @@ class AdminListener:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
+        self._leaving = threading.Event()
 
     @property
     def url(self) -> str:
@@ -71,25 +80,47 @@ class AdminListener:
                 host,
                 port,
             )
+        self._app = AdminApp(lambda: self._agent, token=token, metrics_only=metrics_only)
+        error = self._bind(host, port)
+        if error is not None and self._agent.group is None:
+            _complain(host, port, error)
+            return
+        self._thread = threading.Thread(
+            target=self._run, args=(host, port, error), name="loopscope-admin", daemon=True
+        )
+        self._thread.start()
+
+    def _bind(self, host: str, port: int) -> OSError | None:
+        """Listen; the error if that cannot be."""
         try:
             self._socket = _listening(host, port)
         except OSError as error:
-            logger.warning(
-                "loopscope: cannot listen on %s:%d (%s); the service is not affected, but its "
-                "figures cannot be read. Set LOOPSCOPE_LISTEN to a free address, or to 'off'.",
-                host,
-                port,
-                error.strerror or error,
-            )
-            return
-        self._app = AdminApp(lambda: self._agent, token=token, metrics_only=metrics_only)
-        self._thread = threading.Thread(target=self._run, name="loopscope-admin", daemon=True)
-        self._thread.start()
+            return error
         logger.info("loopscope: figures at %s/metrics", self.url)
+        return None
+
+    def _say_so(self) -> None:
+        """Let the other workers know that the port is in good hands."""
+        if self._agent.group is not None:
+            try:
+                self._agent.group.speak()
+            except OSError as failure:
+                self._agent.faults.report("workers", failure)
+
+    def _wait_for_port(self, host: str, port: int, error: OSError) -> None:
+        """Try again until another worker, who speaks for all, has gone; or until we stop."""
+        group = self._agent.group
+        assert group is not None
+        for attempt in count(1):
+            if self._leaving.wait(_RETRY) or self._bind(host, port) is None:
+                return
+            if attempt == _DOUBTS and not group.is_spoken_for():
+                _complain(host, port, error)
 
     def stop(self) -> None:
         """Close the socket and end the thread."""
         thread = self._thread
+        self._leaving.set()
         if thread is not None:
             self._ready.wait(_PATIENCE)  # here: whoever starts us is a request that waits
         loop, stop = self._loop, self._stop
@@ -103,13 +134,19 @@ class AdminListener:
         """Close what a fork inherited; the thread is the parent's and does not exist here."""
         if self._socket is not None:
             self._socket.close()
+        if self._agent.group is not None:
+            self._agent.group.hush()
         self._socket = self._thread = self._loop = self._stop = None
 
-    def _run(self) -> None:
+    def _run(self, host: str, port: int, error: OSError | None) -> None:
         try:
-            asyncio.run(self._serve())
-        except Exception as error:
-            self._agent.faults.report("admin", error)
+            if error is not None:
+                self._wait_for_port(host, port, error)
+            if self._socket is not None:
+                self._say_so()
+                asyncio.run(self._serve())
+        except Exception as failure:
+            self._agent.faults.report("admin", failure)
         finally:
             self._ready.set()
 
@@ -138,6 +175,16 @@ class AdminListener:
         for connection in list(state.connections):
             connection.transport.abort()
         await asyncio.sleep(0)
+
+
+def _complain(host: str, port: int, error: OSError) -> None:
+    logger.warning(
+        "loopscope: cannot listen on %s:%d (%s); the service is not affected, but its figures "
+        "cannot be read. Set LOOPSCOPE_LISTEN to a free address, or to 'off'.",
+        host,
+        port,
+        error.strerror or error,
+    )
 
 
 def _exposed(host: str) -> bool:

@@ -7,7 +7,7 @@ Counters, histograms and ordinary gauges are added up. Gauges that mean somethin
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from loopscope.core.metric import Metric
@@ -21,11 +21,17 @@ Raw = tuple[bytes, ...]
 
 @dataclass(frozen=True, slots=True)
 class ReadPage:
-    """A page that has just been read. ``worker`` is empty where there can be only one."""
+    """A page that has just been read. ``worker`` is empty where there can be only one.
+
+    Of a worker that is not ``alive`` the counts stand, but not its gauges. ``closed``: it has
+    ended in good order.
+    """
 
     reader: PageReader
     buffer: bytes | memoryview
     worker: str = ""
+    alive: bool = True
+    closed: bool = False
 
 
 @dataclass(slots=True)
@@ -35,6 +41,10 @@ class Family:
     metric: Metric
     label_names: tuple[str, ...]
     rows: dict[Labels, Raw] = field(default_factory=dict[Labels, Raw])
+
+    def put(self, labels: Labels, values: Sequence[float]) -> None:
+        """Add a row that no page has."""
+        self.rows[labels] = (struct.pack(f"={len(values)}d", *values),)
 
     def values(self, raw: Raw) -> list[float]:
         """The slots of one row, added up over its writers: ``metric.slot_count`` numbers."""
@@ -58,6 +68,8 @@ def merge(pages: Iterable[ReadPage], breathe: Callable[[], None] = lambda: None)
                 breathe()
             metric = series.metric
             labels = series.labels
+            if metric.kind == "gauge" and not page.alive:
+                continue
             apart = metric.per_worker and page.worker
             family = families.get(metric.name)
             if family is None:

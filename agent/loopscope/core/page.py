@@ -33,6 +33,7 @@ know.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import stat
@@ -52,6 +53,8 @@ from loopscope.core.metric import Kind, Metric
 MAGIC = b"LOOPSCP\0"
 FORMAT = 1
 SUFFIX = ".page"
+UNBORN = ".new"
+"""What the file of a page ends in before it is one."""
 
 _HEADER = struct.Struct("=8sIIQdddd QQQ")
 """magic, format, header bytes, pid, process start, created (wall), created (monotonic), heartbeat
@@ -174,16 +177,36 @@ class Page:
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / f"{os.getpid()}-{time.time_ns()}{SUFFIX}"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return cls.in_file(path, clock, started_wall=started_wall, capacity=capacity)
+
+    @classmethod
+    def in_file(
+        cls,
+        path: Path,
+        clock: Clock,
+        *,
+        started_wall: float = 0.0,
+        capacity: int = DEFAULT_CAPACITY,
+    ) -> Page:
+        """A page in the new file ``path``, which stays locked until it is closed or we end.
+
+        Nobody sees the file before it is a page, and locked. Raises ``OSError`` where it exists,
+        cannot be written or locked, or the disk is full.
+        """
+        unborn = path.with_name(f"{path.name}{UNBORN}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(unborn, flags, 0o600)
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, capacity)
             _reserve(fd, 0, min(_GROWTH, capacity))
             page = cls(mmap.mmap(fd, capacity), clock, started_wall, fd)
+            page._words[_RESERVED] = min(_GROWTH, capacity)
+            unborn.rename(path)
         except BaseException:
             os.close(fd)
-            path.unlink()
+            unborn.unlink(missing_ok=True)
             raise
-        page._words[_RESERVED] = min(_GROWTH, capacity)
         page.path = path
         return page
 
@@ -375,6 +398,14 @@ def read_file(path: Path) -> bytes:
     except OSError as error:
         raise PageError("unreadable", str(error)) from error
     try:
+        return read_open(fd, path)
+    finally:
+        os.close(fd)
+
+
+def read_open(fd: int, path: Path) -> bytes:
+    """`read_file` of a file that is open, and stays so. Raises ``PageError``."""
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise PageError("foreign", f"{path} is no regular file")
@@ -384,8 +415,6 @@ def read_file(path: Path) -> bytes:
         return head + os.pread(fd, used - HEADER_BYTES, HEADER_BYTES)
     except OSError as error:
         raise PageError("unreadable", str(error)) from error
-    finally:
-        os.close(fd)
 
 
 def _records(buffer: bytes | memoryview, start: int, end: int) -> Iterator[tuple[Any, int, int]]:
