@@ -34,6 +34,19 @@ if sys.version_info >= (3, 12):
     _LOOPS.append(pytest.param(("asyncio", {"loop_factory": _eager_loop}), id="eager"))
 
 
+TRIES_MORE = 2
+"""How often a test about real time that fails is run again."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A measurement that the rest of the machine has spoilt is made again; others fail at once."""
+    if not config.pluginmanager.hasplugin("rerunfailures"):
+        return
+    for item in items:
+        if item.get_closest_marker("real_time") is not None:
+            item.add_marker(pytest.mark.flaky(reruns=TRIES_MORE))
+
+
 @pytest.fixture(params=_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Tests marked ``anyio`` run on asyncio, on uvloop and, where there are any, eager tasks."""

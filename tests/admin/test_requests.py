@@ -24,7 +24,7 @@ from loopscope.agent import Agent, current_agent
 from tests.admin.test_listener import get
 from tests.harness import call
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 Document = dict[str, Any]
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_selftest_sees_every_hold_and_accuses_no_innocent(loop: str) -> None:
     """Each way to hold a loop is seen, and what is named is what did it."""

@@ -32,7 +32,7 @@ def all_off() -> Iterator[None]:
         switches.switch(name, on=False)
 
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 NAP = 0.02
 

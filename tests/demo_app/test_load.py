@@ -30,6 +30,7 @@ async def nobody(_: Customer) -> int:
     raise httpx.ConnectError("refused")
 
 
+@pytest.mark.real_time
 def test_the_plan_bounds_the_number_of_requests() -> None:
     """200 a second for a quarter of a second are at most 50 requests, for seven customers too."""
     load = Load(URL, Plan(200.0, 7, 0.25), (Scenario(ASK, 1, answer),))
@@ -51,6 +52,7 @@ def test_answers_are_counted_by_status_and_failures_apart() -> None:
     assert (load.tally.requests, load.tally.errors, load.tally.failures.total()) == (3, 1, 1)
 
 
+@pytest.mark.real_time
 def test_a_slow_service_does_not_stretch_the_load() -> None:
     """What is overdue at the end of the time is dropped: one long answer leaves one request."""
 
@@ -63,6 +65,7 @@ def test_a_slow_service_does_not_stretch_the_load() -> None:
     assert load.tally.requests == 1
 
 
+@pytest.mark.real_time
 def test_a_load_without_end_ends_when_asked_and_answers_what_it_began() -> None:
     """After ``finish`` no more than the customers already waiting for their moment go."""
     load = Load(URL, Plan(1_000.0, 3, math.inf), (Scenario(ASK, 1, answer),))

@@ -122,6 +122,7 @@ WAITS = (
 )
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize(("work", "callee"), WAITS, ids=lambda each: getattr(each, "__name__", ""))
 async def test_the_line_that_waited_and_what_it_called_are_named(work: Work, callee: str) -> None:
     """The innermost line of the service's own code, and the library's function below it."""
@@ -133,6 +134,7 @@ async def test_the_line_that_waited_and_what_it_called_are_named(work: Work, cal
     assert wait.waits == 1
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize(("work", "function"), [(iterates, "numbers"), (connects, "connection")])
 async def test_waits_inside_generators_are_found(work: Work, function: str) -> None:
     """``async for`` and ``async with`` lead to the line inside the generator that waited."""
@@ -140,12 +142,14 @@ async def test_waits_inside_generators_are_found(work: Work, function: str) -> N
     assert waited() == {function: "sleep"}
 
 
+@pytest.mark.real_time
 async def test_of_a_gather_the_slowest_task_is_named() -> None:
     """The one that ended last is what the request waited for; each task's wait is there too."""
     await call(service(gathers))
     assert waited() == {"gathers": "gather(sleeps)", "sleeps": "sleep"}
 
 
+@pytest.mark.real_time
 async def test_waits_under_base_http_middleware_are_found() -> None:
     """The endpoint runs in a task there, and its line is named all the same."""
 
@@ -158,6 +162,7 @@ async def test_waits_under_base_http_middleware_are_found() -> None:
     assert waited()["sleeps"] == "sleep"
 
 
+@pytest.mark.real_time
 async def test_waits_are_published_by_route_site_and_callee() -> None:
     """Seconds and number of waits, each under the same labels."""
     app = service(sleeps)
@@ -194,6 +199,7 @@ async def again_and_again() -> None:
         await asyncio.sleep(NAP / 2)
 
 
+@pytest.mark.real_time
 @pytest.mark.parametrize(
     ("work", "saved"), [(one_after_the_other, NAP / 2), (again_and_again, NAP)], ids=["two", "loop"]
 )
@@ -210,6 +216,7 @@ async def test_waits_that_always_follow_each_other_are_told(work: Work, saved: f
     assert published(metric, location=sequence.location) == pytest.approx(sequence.saved_at_most)
 
 
+@pytest.mark.real_time
 async def test_what_is_gathered_is_no_sequence() -> None:
     """Tasks of one gather wait at one time: there is nothing to save."""
     app = service(gathers)
@@ -218,6 +225,7 @@ async def test_what_is_gathered_is_no_sequence() -> None:
     assert agent().awaits.sequential() == []
 
 
+@pytest.mark.real_time
 async def test_what_happens_now_and_then_is_no_sequence() -> None:
     """Fewer than four of five requests with the same waits is not always."""
     works = iter([one_after_the_other, sleeps] * 4)
@@ -231,6 +239,7 @@ async def test_what_happens_now_and_then_is_no_sequence() -> None:
     assert agent().awaits.sequential() == []
 
 
+@pytest.mark.real_time
 async def test_a_middleware_and_an_endpoint_are_no_sequence() -> None:
     """What a framework calls one after the other is not the user's to run together."""
 

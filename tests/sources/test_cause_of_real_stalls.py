@@ -30,6 +30,7 @@ from tests.sources.stalling import watch
 
 pytestmark = [
     pytest.mark.blocking_allowed,
+    pytest.mark.real_time,
     pytest.mark.skipif(sys.platform != "linux", reason="needs the kernel's books"),
 ]
 

@@ -69,6 +69,7 @@ def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+@pytest.mark.real_time
 def test_a_clock_tells_the_cpu_of_another_thread() -> None:
     """It stands while the thread sleeps and goes while it works; ours does not count."""
     with sleeper() as thread:
@@ -91,6 +92,7 @@ def test_a_clock_is_numbered_as_the_c_library_does_it() -> None:
         assert ThreadClock(thread.ident or 0, thread.native_id or 0)._number == expected
 
 
+@pytest.mark.real_time
 def test_a_clock_falls_back_on_schedstat(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a sandbox forbids the clock, the scheduler's figure is as good."""
     with sleeper() as thread:
@@ -102,6 +104,7 @@ def test_a_clock_falls_back_on_schedstat(monkeypatch: pytest.MonkeyPatch) -> Non
         assert forbidden.cpu() == pytest.approx(clock.cpu(), abs=0.02)
 
 
+@pytest.mark.real_time
 def test_a_thread_that_has_ended_has_no_books() -> None:
     """Asking about it is safe, and answered by nothing."""
     with sleeper() as thread, witness_of(thread) as witness:
@@ -125,6 +128,7 @@ def _until_gone(native_id: int) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.real_time
 def test_snapshots_show_that_a_thread_worked_or_slept() -> None:
     """CPU and runs grow with work; a sleeping thread's stand still while the watching one works."""
     with sleeper() as thread, witness_of(thread) as witness:
@@ -162,6 +166,7 @@ def test_the_watching_thread_counts_its_own_switches() -> None:
         assert (witness.snapshot().own_switches or 0) >= after.own_switches
 
 
+@pytest.mark.real_time
 def test_a_pause_between_two_clocks_is_not_one_of_the_machine() -> None:
     """Snapshots in a row agree on how long the machine has been suspended."""
     with sleeper() as thread, witness_of(thread) as witness:
@@ -181,6 +186,7 @@ def test_all_but_the_caller_and_the_known_are_listed() -> None:
         assert not {two.native_id, threading.get_native_id()} & used.keys()
 
 
+@pytest.mark.real_time
 def test_a_thread_that_waits_for_a_lock_waits_for_a_futex() -> None:
     """The kernel shows what a sleeping thread waits for, where it shows that at all."""
     with sleeper() as thread, witness_of(thread) as witness:
@@ -235,6 +241,7 @@ def test_who_waits_for_events_polls(
     assert polls_in_kernel(7) is expected
 
 
+@pytest.mark.real_time
 def test_a_brief_reading_agrees_with_a_whole_one() -> None:
     """It leaves out what seldom changes, and nothing else."""
     with sleeper() as thread, witness_of(thread) as witness:

@@ -25,7 +25,7 @@ from loopscope.agent import stop_agent
 from loopscope.sources.ledger import current
 from tests.harness import Message, Server, call, http_scope, label_sets, published
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 DURATION = "http_server_request_duration_seconds_sum"
 PHASE = "loopscope_request_phase_seconds_total"

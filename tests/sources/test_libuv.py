@@ -22,6 +22,7 @@ async def test_only_a_uvloop_can_be_asked() -> None:
     assert (last_poll(asyncio.get_running_loop()) is not None) == is_uvloop()
 
 
+@pytest.mark.real_time
 async def test_a_held_loop_says_since_when() -> None:
     """Seen from another thread, the last poll is when the hold began, however long it lasts."""
     read = last_poll(asyncio.get_running_loop())

@@ -60,6 +60,7 @@ async def watched(page: Page, hold: float = 0.0) -> LoopMonitor:
     return monitor
 
 
+@pytest.mark.real_time
 @pytest.mark.anyio
 async def test_a_hold_is_noted_once_with_its_length(page: Page) -> None:
     """A loop that was held says when, to within a heartbeat."""
@@ -70,6 +71,7 @@ async def test_a_hold_is_noted_once_with_its_length(page: Page) -> None:
     monitor.detach()
 
 
+@pytest.mark.real_time
 @pytest.mark.anyio
 async def test_an_idle_loop_is_never_stuck(page: Page) -> None:
     """Waiting for something to happen is no hold of the loop."""
@@ -79,6 +81,7 @@ async def test_an_idle_loop_is_never_stuck(page: Page) -> None:
     monitor.detach()
 
 
+@pytest.mark.real_time
 @pytest.mark.anyio
 async def test_a_hold_between_two_beats_is_seen_from_outside(page: Page) -> None:
     """A loop that tells exactly is known to be held although no beat of its own is late."""
@@ -110,6 +113,7 @@ async def test_a_hold_between_two_beats_is_seen_from_outside(page: Page) -> None
     monitor.detach()
 
 
+@pytest.mark.real_time
 @pytest.mark.anyio
 async def test_a_loop_that_rests_is_seen_to_rest_and_hardly_beats(page: Page) -> None:
     """However long it has been polling it is not held, and its beats come seldom."""
@@ -138,6 +142,7 @@ def test_beats_left_out_in_a_rest_count_as_on_time(page: Page) -> None:
     assert sum(delays(page, monitor)[:-1]) == pytest.approx(1.0 / monitor._watchful)
 
 
+@pytest.mark.real_time
 @pytest.mark.anyio
 async def test_a_loop_with_a_selector_calls_when_it_comes_back(page: Page) -> None:
     """For whatever it comes back; but its own beat alone wakes nobody."""
@@ -155,6 +160,7 @@ async def test_a_loop_with_a_selector_calls_when_it_comes_back(page: Page) -> No
     monitor.detach()
 
 
+@pytest.mark.real_time
 @pytest.mark.anyio
 async def test_busy_and_idle_seconds_add_up(page: Page) -> None:
     """Busy and idle together are the time since the monitor was attached; holds are busy."""
@@ -171,6 +177,7 @@ async def test_busy_and_idle_seconds_add_up(page: Page) -> None:
     monitor.detach()
 
 
+@pytest.mark.real_time
 @pytest.mark.anyio
 async def test_detaching_leaves_the_loop_as_it_was(page: Page) -> None:
     """No wrapper and, a beat later, no timer of ours stays on the loop."""
@@ -185,6 +192,7 @@ async def test_detaching_leaves_the_loop_as_it_was(page: Page) -> None:
     assert not monitor.is_running()
 
 
+@pytest.mark.real_time
 def test_a_loop_that_was_stopped_was_not_held(page: Page) -> None:
     """Between two runs a loop is nobody's: the time does not count once the watchdog saw that."""
     monitor = LoopMonitor(page, time.perf_counter, THRESHOLD)

@@ -26,8 +26,9 @@ from tests.harness import call, published
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.blocking_allowed,
-]  # wrapped, sleep is no function to pickle
+    pytest.mark.blocking_allowed,  # wrapped, sleep is no function to pickle
+    pytest.mark.real_time,
+]
 
 DURATION = "http_server_request_duration_seconds"
 SLEEP = 0.1

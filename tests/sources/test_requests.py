@@ -289,6 +289,7 @@ async def test_a_request_is_in_flight_only_when_it_is_whole() -> None:
     assert all(isinstance(each, float) for each in found)
 
 
+@pytest.mark.real_time
 async def test_while_a_background_task_runs_the_request_is_in_background() -> None:
     """In flight is split into serving and background."""
     release = asyncio.Event()
@@ -308,6 +309,7 @@ async def test_while_a_background_task_runs_the_request_is_in_background() -> No
     assert published("loopscope_background_requests") == 0
 
 
+@pytest.mark.real_time
 async def test_the_first_byte_comes_before_the_last() -> None:
     """A stream's first chunk is its first byte; its last chunk ends its duration."""
 
@@ -352,6 +354,7 @@ async def test_event_streams_stay_out_of_http_latency() -> None:
     assert published(OUTCOMES, outcome="ok") == 1
 
 
+@pytest.mark.real_time
 async def test_back_pressure_on_the_last_chunk_counts() -> None:
     """The duration ends when the server has taken the last byte, not when it was offered."""
 
@@ -365,6 +368,7 @@ async def test_back_pressure_on_the_last_chunk_counts() -> None:
     assert published(f"{DURATION}_sum") - first_byte >= 0.19
 
 
+@pytest.mark.real_time
 async def test_loop_run_is_work_and_not_waiting() -> None:
     """Blocking the loop shows in loop_run and the longest step; awaiting does not."""
 
@@ -382,6 +386,7 @@ async def test_loop_run_is_work_and_not_waiting() -> None:
     assert 0.1 <= longest < run
 
 
+@pytest.mark.real_time
 async def test_steps_of_concurrent_requests_are_told_apart() -> None:
     """Ten requests that wait together and hardly work share none of each other's time."""
 

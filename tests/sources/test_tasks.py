@@ -216,6 +216,7 @@ async def test_counting_gives_way_every_thousand_tasks(page: Page) -> None:
     source.stop()
 
 
+@pytest.mark.real_time
 async def test_tasks_are_freed_by_their_own_thread_while_they_are_counted(page: Page) -> None:
     """Tasks that come and go during a refresh neither disturb it nor end on its thread.
 

@@ -30,7 +30,7 @@ from loopscope.core.faults import Faults
 from loopscope.sources.ledger import CURRENT, current
 from tests.harness import Server, call, http_scope, published
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 DURATION = "http_server_request_duration_seconds"
 PARTS = ("loop_run", "loop_wait", "pool_wait", "thread_wait", "thread_run", "client_upload",

@@ -20,7 +20,7 @@ from loopscope.admin.pools import pools
 from loopscope.agent import current_agent, stop_agent
 from tests.harness import call, label_sets, published
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 KIND = {"kind": "db.asyncpg"}
 HELD = 0.05
