@@ -22,7 +22,7 @@ from loopscope import Loopscope
 from loopscope.agent import current_agent
 from tests.harness import call, published
 
-pytestmark = [pytest.mark.anyio, pytest.mark.blocking_allowed]
+pytestmark = [pytest.mark.anyio, pytest.mark.blocking_allowed, pytest.mark.real_time]
 
 HOLD = 0.25
 TRIES = 8
@@ -185,24 +185,29 @@ async def test_those_who_were_ready_to_run_are_the_victims() -> None:
     """Requests that ran as soon as the stall was over lost its length; the culprit is not one."""
     app = service()
     await call(app, "/wait/1")
-    waiting = [asyncio.create_task(call(app, "/wait/60")) for _ in range(5)]
-    await asyncio.sleep(0.05)
 
     async def attempt() -> None:
+        waiting = [asyncio.create_task(call(app, "/wait/60")) for _ in range(5)]
+        await asyncio.sleep(0.05)
         await call(app, "/hold/sleep")
+        await asyncio.gather(*waiting)
 
-    await attempt()
-    stall = (await stalls())[0]
-    await asyncio.gather(*waiting)
+    def is_right(stall: dict[str, Any]) -> bool:
+        return stall["route"] == "/hold/{how}" and bool(stall["victims"]["requests"] == 5)
+
+    stall = await tried(attempt, is_right)
     victims = stall["victims"]
     assert victims["by_route"].keys() == {"/wait/{times}"}
     assert victims["requests"] == 5
-    assert 5 * (HOLD - 0.05) <= victims["seconds"] <= 5 * stall["duration_s"]
-    seconds = published("asyncio_eventloop_stall_victim_seconds_total", http_route="/wait/{times}")
-    assert seconds == pytest.approx(victims["seconds"])
+    assert 0.8 * 5 * HOLD <= victims["seconds"] <= 5 * stall["duration_s"]
+    route = "/wait/{times}"
+    losses = [each["victims"]["by_route"].get(route) for each in current_stalls()]
+    seconds = published("asyncio_eventloop_stall_victim_seconds_total", http_route=route)
+    assert seconds == pytest.approx(sum(loss["seconds"] for loss in losses if loss is not None))
     phase = "loopscope_request_phase_seconds_total"
-    labels = {"http_route": "/wait/{times}", "http_request_method": "GET", "phase": "loop_wait"}
-    assert published(phase, **labels) == pytest.approx(seconds, rel=0.25)
+    labels = {"http_route": route, "http_request_method": "GET", "phase": "loop_wait"}
+    # Each was asleep for its last few milliseconds yet; and others than stalls make them wait too.
+    assert published(phase, **labels) >= 0.8 * seconds
 
 
 async def test_a_request_that_awaits_its_database_is_no_victim() -> None:
@@ -219,10 +224,11 @@ async def test_a_request_that_awaits_its_database_is_no_victim() -> None:
     asleep = asyncio.create_task(call(slow, "/query"))
     await asyncio.sleep(0.02)
     await call(app, "/hold/sleep")
-    stall = (await stalls())[0]
+    found = await stalls()
     never.set()
     await asleep
-    assert stall["victims"]["requests"] == 0
+    assert found
+    assert [stall["victims"]["requests"] for stall in found] == [0] * len(found)
 
 
 async def test_many_small_callbacks_have_no_culprit() -> None:
