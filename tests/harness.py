@@ -83,16 +83,19 @@ def scraped(accept: str = "") -> str:
 
 def published(name: str, **labels: str) -> float:
     """One sample of ``/metrics``, summed over the label sets that agree with ``labels``."""
-    return sum(float(sample.value) for sample in _samples(scraped(), name, labels))
+    return sum(float(sample.value) for sample in samples(scraped(), name, labels))
 
 
 def label_sets(name: str) -> list[dict[str, str]]:
     """The label sets under which a sample is published."""
-    return [sample.labels for sample in _samples(scraped(), name, {})]
+    return [sample.labels for sample in samples(scraped(), name, {})]
 
 
-def _samples(text: str, name: str, labels: dict[str, str]) -> Iterable[Any]:
-    for family in text_string_to_metric_families(text):
+def samples(text: str, name: str, labels: dict[str, str]) -> Iterable[Any]:
+    """The samples of that name in ``text``, those whose label sets agree with ``labels``."""
+    # Only the lines it can be in: parsing is most of what looking at a figure takes.
+    lines = "\n".join(line for line in text.split("\n") if line.startswith(name))
+    for family in text_string_to_metric_families(lines):
         for sample in family.samples:
             if sample.name == name and labels.items() <= sample.labels.items():
                 yield sample
