@@ -187,7 +187,7 @@ WRITER = textwrap.dedent(
     page = Page.in_directory(Path(sys.argv[1]), Clock(), capacity=1 << 22)
     done = 0
     while True:
-        if done % 50 == 0:
+        if done % 50 == 0 and done < 50_000:  # a page to be read 30 times, from scratch
             base = page.allocate(TIMES, [str(done % 2000)])
             histogram = Histogram(page.slots, base, TIMES.bounds)
         histogram.observe(0.5)
