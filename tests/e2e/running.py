@@ -13,11 +13,12 @@ from typing import Self
 
 import httpx
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
+
+from tests.harness import samples
 
 ROOT = Path(__file__).parents[2]
 OUTCOMES = "loopscope_request_outcomes_total"
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds until what should happen counts as not happening."""
 
 Command = Callable[[int], Sequence[str | Path]]
@@ -57,6 +58,10 @@ def send_and_leave(port: int, path: str, read: int = 0) -> None:
             time.sleep(0.1)
 
 
+def _sum(text: str, name: str, labels: dict[str, str]) -> float:
+    return sum(float(sample.value) for sample in samples(text, name, labels))
+
+
 class Running:
     """A server that answers ``/ready``; figures are on ``admin``, what it says is in ``log``."""
 
@@ -71,8 +76,9 @@ class Running:
                 stdout=said,
                 stderr=said,
             )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}")
-        self.scraper = httpx.Client(base_url=f"http://127.0.0.1:{self.admin}")
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE)
+        self.scraper = httpx.Client(base_url=f"http://127.0.0.1:{self.admin}", timeout=PATIENCE)
+        self._before = ""
         if not eventually(self._is_ready):
             self.end()
             raise AssertionError(f"the service did not start:\n{self.said}")
@@ -93,14 +99,13 @@ class Running:
         """The processes below the one that was started."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def count_from_here(self) -> None:
+        """What is ``published`` from here on is only what is added to it."""
+        self._before = self.scraper.get("/metrics").text
+
     def published(self, name: str, **labels: str) -> float:
-        text = self.scraper.get("/metrics", timeout=PATIENCE).text
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        now = self.scraper.get("/metrics").text
+        return _sum(now, name, labels) - _sum(self._before, name, labels)
 
     def becomes(self, expected: float, name: str, **labels: str) -> bool:
         """Whether a figure gets to where it should."""

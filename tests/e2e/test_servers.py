@@ -21,6 +21,8 @@ from tests.e2e.running import (
     send_and_leave,
 )
 
+pytestmark = pytest.mark.real_time
+
 APP = "tests.e2e.service:app"
 DURATIONS = "http_server_request_duration_seconds_count"
 
@@ -48,12 +50,20 @@ SERVERS = (gunicorn, gunicorn_alone, hypercorn, granian)
 
 
 @pytest.fixture(scope="module", params=SERVERS, ids=lambda command: command.__name__)
-def server(
+def shared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     """One server for several tests; each has a route of its own."""
     with Running(request.param, tmp_path_factory.mktemp("server") / "log") as running:
+        assert running.becomes(1, OUTCOMES, http_route="/ready")
         yield running
+
+
+@pytest.fixture
+def server(shared: Running) -> Running:
+    """The server, whose figures begin with the test, or with another try of it."""
+    shared.count_from_here()
+    return shared
 
 
 def test_every_request_is_counted_exactly_on_its_route(server: Running) -> None:

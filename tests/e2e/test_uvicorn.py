@@ -13,6 +13,8 @@ from loopscope.core.merge import ReadPage, merge
 from loopscope.core.page import PageReader, read_file
 from tests.e2e.running import OUTCOMES, Running, send_and_leave
 
+pytestmark = pytest.mark.real_time
+
 SERVICE = Path(__file__).with_name("service.py")
 
 
