@@ -20,45 +20,61 @@ from loopscope.agent import current_agent, stop_agent
 from tests.admin.test_listener import get
 from tests.harness import call
 
+pytestmark = pytest.mark.real_time
+
+LENGTHS = (0.1, 0.3, 0.2)
+
 
 async def held(request: Request) -> PlainTextResponse:
     time.sleep(float(request.path_params["seconds"]))  # noqa: ASYNC251  # what it is about
     return PlainTextResponse("held")
 
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    """The listener of an agent that has seen three stalls."""
-
-    async def use() -> None:
-        app = Loopscope(Starlette(routes=[Route("/held/{seconds}", held)]), listen="127.0.0.1:0")
-        await call(app, "/held/0")
+async def hold(*lengths: float) -> None:
+    """Requests that hold the loop for so many seconds each, one after the other."""
+    app = Loopscope(Starlette(routes=[Route("/held/{seconds}", held)]), listen="127.0.0.1:0")
+    await call(app, "/held/0")
+    for seconds in lengths:
         await asyncio.sleep(0.1)
-        for seconds in (0.1, 0.3, 0.2):
-            await call(app, f"/held/{seconds}")
-            await asyncio.sleep(0.1)
+        await call(app, f"/held/{seconds}")
+    await asyncio.sleep(0.1)
 
-    asyncio.run(use())
+
+def listener() -> str:
+    """The address of the running agent."""
     agent = current_agent()
     assert agent is not None
     assert isinstance(agent._front, AdminListener)
-    yield agent._front.url
+    return agent._front.url
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """The listener of an agent that has seen three stalls."""
+    asyncio.run(hold(*LENGTHS))
+    yield listener()
     stop_agent()
 
 
-def stalls(url: str) -> list[dict[str, Any]]:
+def every_stall(url: str) -> list[dict[str, Any]]:
     status, _, body = get(url)
     assert status == 200
     found: list[dict[str, Any]] = json.loads(body)["stalls"]
-    return [stall for stall in found if stall["route"] == "/held/{seconds}"]
+    return found
+
+
+def stalls(url: str) -> list[dict[str, Any]]:
+    """Those of our requests: a busy machine may hold the loop as well."""
+    return [stall for stall in every_stall(url) if stall["route"] == "/held/{seconds}"]
 
 
 def test_the_newest_come_first_unless_asked_otherwise(url: str) -> None:
     """Order and number are the reader's to choose."""
-    tenths = [round(stall["duration_s"], 1) for stall in stalls(url + "/api/stalls")]
-    assert tenths == [0.2, 0.3, 0.1]
-    longest = stalls(url + "/api/stalls?sort=longest&limit=2")
-    assert [round(stall["duration_s"], 1) for stall in longest] == [0.3, 0.2]
+    durations = [stall["duration_s"] for stall in stalls(url + "/api/stalls")]
+    middle, longest, shortest = durations
+    assert shortest < middle < longest
+    found = stalls(url + "/api/stalls?sort=longest&limit=2")
+    assert [stall["duration_s"] for stall in found] == [longest, middle]
 
 
 def test_a_stall_has_every_key_of_the_contract(url: str) -> None:
@@ -75,7 +91,7 @@ def test_stalls_can_be_grouped_by_location(url: str) -> None:
     group = json.loads(body)["groups"][0]
     assert group["location"].endswith(" held")
     assert group["stalls"] >= 3
-    assert group["seconds"] >= 0.6
+    assert group["seconds"] >= 0.9 * sum(LENGTHS)
     assert group["routes"] == ["/held/{seconds}"]
 
 
@@ -85,7 +101,8 @@ def test_blocking_time_can_be_downloaded_as_a_profile(url: str) -> None:
     assert status == 200
     assert "blocking.folded" in headers["content-disposition"]
     microseconds = sum(int(line.rpartition(" ")[2]) for line in body.decode().splitlines())
-    assert 0.6 <= microseconds / 1e6 <= 2.0
+    held_for = sum(stall["duration_s"] for stall in every_stall(url + "/api/stalls"))
+    assert 0.9 * sum(LENGTHS) <= microseconds / 1e6 <= 1.01 * held_for
     _, _, body = get(url + "/api/stalls/profile?format=speedscope")
     assert json.loads(body)["profiles"]
 
@@ -93,8 +110,9 @@ def test_blocking_time_can_be_downloaded_as_a_profile(url: str) -> None:
 @pytest.mark.parametrize(
     "query", ["sort=best", "limit=0", "limit=x", "limit=1001", "group=route", "limit=²"]
 )
-def test_a_bad_parameter_is_answered_with_a_sentence(url: str, query: str) -> None:
+def test_a_bad_parameter_is_answered_with_a_sentence(query: str) -> None:
     """What is not understood is said, with what is allowed."""
-    status, _, body = get(f"{url}/api/stalls?{query.replace('²', '%C2%B2')}")
+    asyncio.run(hold())
+    status, _, body = get(f"{listener()}/api/stalls?{query.replace('²', '%C2%B2')}")
     assert status == 400
     assert b"allowed: " in body
