@@ -18,6 +18,8 @@ from loopscope.core.page import Page
 from loopscope.sources.loop import LoopMonitor
 
 THRESHOLD = 0.05
+LIBUV_TICK = 0.002
+"""A loop in C says when it was polling in whole milliseconds, give or take one."""
 
 
 @pytest.fixture
@@ -98,6 +100,7 @@ async def test_a_hold_between_two_beats_is_seen_from_outside(page: Page) -> None
         since.append(monitor.stuck_since(time.perf_counter()))
 
     watcher = threading.Thread(target=watch)
+    before = time.perf_counter()
     await asyncio.sleep(0.01)
     watcher.start()
     began = time.perf_counter()
@@ -105,11 +108,12 @@ async def test_a_hold_between_two_beats_is_seen_from_outside(page: Page) -> None
     watcher.join()
     ended = time.perf_counter()
     await asyncio.sleep(0.02)
-    assert abs(since[0] - began) < 0.02
+    after = time.perf_counter()
+    assert before <= since[0] <= began + LIBUV_TICK
     held = [each for each in monitor.ended if each[1] - each[0] >= 0.12]
     assert len(held) == 1
-    assert abs(held[0][0] - began) < 0.02
-    assert abs(held[0][1] - ended) < 0.02
+    assert before <= held[0][0] <= began + LIBUV_TICK
+    assert ended - LIBUV_TICK <= held[0][1] <= after
     monitor.detach()
 
 

@@ -94,7 +94,7 @@ async def test_waiting_for_a_worker_is_thread_wait(pool: ProcessPoolExecutor) ->
     app = handing(pool, time.sleep, SLEEP)
     await asyncio.gather(*(call(app) for _ in range(5)))
     run, waited = phase("thread_run"), phase("thread_wait")
-    assert SLEEP * 5 * 0.9 < run < SLEEP * 5 * 1.5
+    assert run > SLEEP * 5 * 0.9
     assert run * 2 * 0.8 < waited < run * 2 * 1.2  # 0 + 1 + 2 + 3 + 4 to 5
     assert run + waited < published(f"{DURATION}_sum")
     assert_all_is_over()
