@@ -34,7 +34,7 @@ def all_off() -> Iterator[None]:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
-NAP = 0.02
+NAP = 0.01
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:
