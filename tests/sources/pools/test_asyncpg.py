@@ -55,7 +55,7 @@ def figure(name: str, **labels: str) -> float:
 async def test_who_waits_and_who_holds_is_known(postgres: str) -> None:
     """50 users of 5 connections: gauges in the middle, waits and uses afterwards, then nothing."""
     pool, app, work = await started(postgres)
-    truth = {"wait": 0.0, "use": 0.0}
+    truth = {"wait": 0.0, "use": 0.0, "until given back": 0.0}
     looked = asyncio.Event()
 
     async def use() -> None:
@@ -66,11 +66,12 @@ async def test_who_waits_and_who_holds_is_known(postgres: str) -> None:
             await looked.wait()
             await asyncio.sleep(HELD / 5)
             truth["use"] += time.perf_counter() - got
+        truth["until given back"] += time.perf_counter() - got
         truth["wait"] += got - asked
 
     work[0] = use
-    # Nothing is asserted before all have ended: what asyncpg leaves of those who are cut off can
-    # keep uvloop from closing, and with it the test run from ending.
+    # Nothing is asserted before the pool is closed: one left open can keep uvloop from closing,
+    # and with it the test run from ending.
     async with asyncio.TaskGroup() as requests:
         for _ in range(50):
             requests.create_task(call(app, "/work"))
@@ -82,12 +83,14 @@ async def test_who_waits_and_who_holds_is_known(postgres: str) -> None:
         gauges = [figure(name) for name in ("capacity", "in_use", "idle", "pending")]
         oldest = figure("oldest_wait_seconds")
         looked.set()
+    afterwards = [figure(name) for name in ("capacity", "in_use", "idle", "pending")]
+    await pool.close()
     assert gauges == [5, 5, 0, 45]
+    assert afterwards == [5, 0, 5, 0]
     assert oldest >= HELD
-    assert (figure("in_use"), figure("pending"), figure("idle")) == (0, 0, 5)
     assert figure("wait_seconds_count") == figure("use_seconds_count") == 50
-    assert figure("wait_seconds_sum") == pytest.approx(truth["wait"], rel=0.05)
-    assert figure("use_seconds_sum") == pytest.approx(truth["use"], rel=0.05)
+    assert 45 * HELD <= figure("wait_seconds_sum") <= truth["wait"]
+    assert truth["use"] <= figure("use_seconds_sum") <= truth["until given back"]
     route = {"http_route": "/work"}
     assert figure("route_wait_seconds_total", **route) == pytest.approx(figure("wait_seconds_sum"))
     assert figure("route_use_seconds_total", **route) == pytest.approx(figure("use_seconds_sum"))
@@ -95,7 +98,6 @@ async def test_who_waits_and_who_holds_is_known(postgres: str) -> None:
     loop = published("loopscope_request_phase_seconds_total", phase="loop_wait", **route)
     assert phase + loop >= 0.95 * truth["wait"]
     assert phase > loop
-    await pool.close()
 
 
 async def test_the_api_has_each_pool_in_one_shape(postgres: str) -> None:
