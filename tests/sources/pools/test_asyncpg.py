@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -39,12 +40,25 @@ async def nothing() -> None:
     """What the first request does, so that the agent is there before the pool."""
 
 
+made: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@pytest.fixture(autouse=True)
+async def nothing_open(anyio_backend: Any) -> AsyncIterator[None]:
+    """No pool of a test that failed stays open: uvloop can wait for it for ever as it closes."""
+    yield
+    for pool in list(made):
+        pool.terminate()
+    made.clear()
+
+
 async def started(postgres: str, **options: Any) -> tuple[Any, Loopscope, list[Work]]:
     """A pool made in a running service, which does whatever is put into the list."""
     work: list[Work] = [nothing]
     app = service(lambda: work[0]())
     await call(app)
     pool = await asyncpg.create_pool(postgres, **{"min_size": 5, "max_size": 5, **options})
+    made.add(pool)
     return pool, app, work
 
 
@@ -70,8 +84,6 @@ async def test_who_waits_and_who_holds_is_known(postgres: str) -> None:
         truth["wait"] += got - asked
 
     work[0] = use
-    # Nothing is asserted before the pool is closed: one left open can keep uvloop from closing,
-    # and with it the test run from ending.
     async with asyncio.TaskGroup() as requests:
         for _ in range(50):
             requests.create_task(call(app, "/work"))
