@@ -85,6 +85,10 @@ class Front(Protocol):
     def abandon(self) -> None:
         """Let go of everything inherited through a fork, without touching the parent's."""
 
+    def fileno(self) -> int:
+        """The descriptor it listens on; -1 if there is none."""
+        ...
+
 
 class Recorders:
     """What one event loop's thread writes to. ``thread`` is 0 once they are out of use.
@@ -235,7 +239,9 @@ class Agent:
         self.imports = Imports(self.faults)
         self.threads = ThreadsSource(self.imports, self.faults)
         self.processes = ProcessesSource(self.imports, self.faults)
-        self.pools = PoolsSource(self._pool_book, self.imports, self.faults)
+        self.pools = PoolsSource(
+            self._pool_book, self.imports, self.faults, lambda: self._front.fileno()
+        )
         self._refreshed = (
             self.awaits,
             self.pools,

@@ -65,6 +65,11 @@ class AdminListener:
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
+    def fileno(self) -> int:
+        """The descriptor of its socket; -1 where it does not listen."""
+        bound = self._socket
+        return -1 if bound is None else bound.fileno()
+
     def start(self) -> None:
         """Bind and serve. A taken port is logged, with what to do about it, and that is all."""
         address = self._agent.settings.listen_address

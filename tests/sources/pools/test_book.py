@@ -51,7 +51,7 @@ def meter(shelf: Shelf, name: str = "shelf") -> Meter:
 
 
 def figure(name: str, **labels: str) -> float:
-    return published(f"loopscope_pool_{name}", **labels)
+    return published(f"loopscope_pool_{name}", kind="db.test", **labels)
 
 
 class Time:
@@ -144,7 +144,8 @@ async def test_what_a_request_leaves_behind_is_a_leak(caplog: pytest.LogCaptureF
     (line,) = caplog.messages
     assert "taken by /forgetful at tests/sources/pools/test_book.py:" in line
     assert "request has ended" in line
-    (pool,) = (await asyncio.to_thread(pools, agent()))["pools"]
+    found = (await asyncio.to_thread(pools, agent()))["pools"]
+    (pool,) = [each for each in found if each["kind"] == "db.test"]
     (held,) = pool["held"]
     assert (held["route"], held["leaked"]) == ("/forgetful", "request_ended")
     assert held["site"].endswith(" test_what_a_request_leaves_behind_is_a_leak.<locals>.endpoint")

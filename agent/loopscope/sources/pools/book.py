@@ -101,11 +101,16 @@ class PoolBook:
             found = there()
             return None if found is None else level(found)
 
-        return self.watch(name, kind, level_now)
+        return self.watch(name, kind, level_now, counted=True)
 
-    def watch(self, name: str, kind: str, level: Callable[[], Level | None]) -> Meter:
-        """A meter for what ``level`` says; it is forgotten when that says None."""
-        meter = Meter(self, (self._unique(name, kind), kind), level)
+    def watch(
+        self, name: str, kind: str, level: Callable[[], Level | None], *, counted: bool = False
+    ) -> Meter:
+        """A meter for what ``level`` says; it is forgotten when that says None.
+
+        Of what is not ``counted`` by the meter's uses, no more is published than that.
+        """
+        meter = Meter(self, (self._unique(name, kind), kind), level, is_counted=counted)
         self._meters.append(meter)
         return meter
 
@@ -115,7 +120,7 @@ class PoolBook:
         if known is None:
             if len(self._unpooled) >= MOST_POOLS:
                 address = OVERFLOW
-            known = self.watch(f"{address} (no pool)", kind, Level)
+            known = self.watch(f"{address} (no pool)", kind, Level, counted=True)
             self._unpooled[address, kind] = known
         return known
 
@@ -203,16 +208,27 @@ class PoolBook:
     def _show(self, meter: Meter, level: Level, now: float, shown: dict[_Key, float]) -> None:
         """Add what there is of one pool to what is ``shown``: several may go by one name."""
         waiting, held = list(meter.waiting), list(meter.held)
-        in_use = len(held) if level.in_use is None else level.in_use
-        pending = len(waiting) if level.pending is None else level.pending
+        if meter.is_counted:
+            level = level.counted(in_use=len(held), pending=len(waiting))
+            self._show_ages(meter, waiting, held, now, shown)
         for metric, value in (
             (metrics.CAPACITY, level.capacity),
-            (metrics.IN_USE, in_use),
+            (metrics.IN_USE, level.in_use),
             (metrics.IDLE, level.idle),
-            (metrics.PENDING, pending),
+            (metrics.PENDING, level.pending),
         ):
             if value is not None:
                 shown[metric, meter.labels] = shown.get((metric, meter.labels), 0.0) + value
+
+    def _show_ages(
+        self,
+        meter: Meter,
+        waiting: list[Use],
+        held: list[Use],
+        now: float,
+        shown: dict[_Key, float],
+    ) -> None:
+        """Add what the uses that have not ended tell: how old they are, and which are leaks."""
         for metric, uses in ((metrics.OLDEST_WAIT, waiting), (metrics.OLDEST_USE, held)):
             oldest = max((now - use.since for use in uses), default=0.0)
             shown[metric, meter.labels] = max(shown.get((metric, meter.labels), 0.0), oldest)

@@ -29,20 +29,34 @@ class Level(NamedTuple):
     idle: float | None = None
     pending: float | None = None
 
+    def counted(self, in_use: float, pending: float) -> Level:
+        """With these figures where the pool itself gives none."""
+        return self._replace(
+            in_use=in_use if self.in_use is None else self.in_use,
+            pending=pending if self.pending is None else self.pending,
+        )
+
 
 class Meter:
     """What is measured of one pool. Any thread.
 
-    ``level`` reads the pool, from any thread, in microseconds; None once the pool is gone.
+    ``level`` reads the pool, from any thread, in microseconds; None once the pool is gone. It
+    ``is_counted`` if uses tell what is in use.
     """
 
     def __init__(
-        self, book: PoolBook, labels: tuple[str, str], level: Callable[[], Level | None]
+        self,
+        book: PoolBook,
+        labels: tuple[str, str],
+        level: Callable[[], Level | None],
+        *,
+        is_counted: bool,
     ) -> None:
         self.book = book
         self.labels = labels
         """Name and kind."""
         self.level = level
+        self.is_counted = is_counted
         self.waiting: set[Use] = set()
         self.held: set[Use] = set()
         self.now = book.now

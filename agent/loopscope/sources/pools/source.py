@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from loopscope.core.faults import Faults
 from loopscope.core.imports import Imports
 from loopscope.sources.pools.adapter import Adapter
 from loopscope.sources.pools.asyncpg import AsyncpgAdapter
 from loopscope.sources.pools.book import PoolBook
+from loopscope.sources.pools.descriptors import Descriptors
+from loopscope.sources.pools.listener import Listeners
+from loopscope.sources.pools.uvicorn import UvicornAdapter
 
-ADAPTERS: tuple[type[Adapter], ...] = (AsyncpgAdapter,)
+ADAPTERS: tuple[type[Adapter], ...] = (AsyncpgAdapter, UvicornAdapter)
 """One a library."""
 
 
-class PoolsSource:
-    """Measures the pools of all libraries there is an adapter for, from ``start`` to ``stop``."""
+class Lookout(Protocol):
+    """Finds pools that are the kernel's, without a library to be patched."""
 
-    def __init__(self, book: PoolBook, imports: Imports, faults: Faults) -> None:
+    def look(self) -> None:
+        """Have the book watch what has come since the last look. At every refresh; may raise."""
+
+
+class PoolsSource:
+    """Measures the pools of all libraries there is an adapter for, from ``start`` to ``stop``.
+
+    ``ours`` is the descriptor of our own listening socket, which is none of the service's; -1 as
+    long as there is none.
+    """
+
+    def __init__(
+        self, book: PoolBook, imports: Imports, faults: Faults, ours: Callable[[], int]
+    ) -> None:
         self.book = book
         self._imports = imports
+        self._faults = faults
         self._adapters = [adapter(book, faults) for adapter in ADAPTERS]
+        self._lookouts: tuple[Lookout, ...] = (Listeners(book, ours), Descriptors(book))
 
     def start(self) -> None:
         """Wait for the libraries; import none."""
@@ -32,4 +53,15 @@ class PoolsSource:
 
     def refresh(self) -> None:
         """Publish what pools there are, and what has happened in them."""
+        for lookout in self._lookouts:
+            self._look(lookout)
         self.book.refresh()
+
+    def _look(self, lookout: Lookout) -> None:
+        part = f"pools.{type(lookout).__name__.lower()}"
+        if self._faults.is_off(part):
+            return
+        try:
+            lookout.look()
+        except Exception as error:
+            self._faults.report(part, error)
