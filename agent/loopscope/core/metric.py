@@ -42,7 +42,9 @@ class Metric:
 
     ``name`` is the published Prometheus name, ``_total`` included for counters. ``bounds`` are a
     histogram's finite upper bounds, ascending; ``per_worker`` marks gauges whose sum over workers
-    would mean nothing, so that readers of several pages add a ``worker`` label instead.
+    would mean nothing, so that readers of several pages add a ``worker`` label instead. ``fullest``
+    are values of a gauge's last label under which workers are not added up either: the largest
+    counts, be it because all of them share one thing or because each has a limit of its own.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Metric:
     unit: str = ""
     bounds: tuple[float, ...] = ()
     per_worker: bool = False
+    fullest: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -62,6 +65,8 @@ class Metric:
             raise ValueError(f"{self.name}: bounds are finite, +Inf goes without saying")
         if list(self.bounds) != sorted(set(self.bounds)):
             raise ValueError(f"{self.name}: bounds must ascend without repeating: {self.bounds}")
+        if self.fullest and (self.kind != "gauge" or not self.labels):
+            raise ValueError(f"{self.name}: only gauges with labels have a fullest")
         if (self.kind == "counter") != self.name.endswith("_total"):
             raise ValueError(f"{self.name}: counters, and nothing else, end in _total")
 
