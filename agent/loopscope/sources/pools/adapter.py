@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -14,6 +16,20 @@ from loopscope.sources.pools.use import Use
 
 _METER = "loopscope_meter"
 """The attribute of a pool that is its meter."""
+
+INSIDE_A_POOL: ContextVar[bool] = ContextVar("loopscope_inside_a_pool", default=False)
+"""Whether it is a pool that connects right now, whose connections are not without one."""
+
+
+@contextmanager
+def making() -> Iterator[None]:
+    """Around a pool's own connecting, whichever library it connects with; see `INSIDE_A_POOL`."""
+    before = INSIDE_A_POOL.get()
+    INSIDE_A_POOL.set(True)
+    try:
+        yield
+    finally:  # without a token: a coroutine that is garbage may be closed in another context
+        INSIDE_A_POOL.set(before)
 
 
 class Adapter:

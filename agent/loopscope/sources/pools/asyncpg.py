@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from loopscope.core.patch import Patch
-from loopscope.sources.pools.adapter import Adapter
+from loopscope.sources.pools.adapter import Adapter, making
 from loopscope.sources.pools.meter import Level
 
 
@@ -82,7 +82,8 @@ class AsyncpgAdapter(Adapter):
         @wraps(original)
         async def _get_new_connection(pool: Any) -> Any:
             began = self.book.now()
-            connection = await original(pool)
+            with making():
+                connection = await original(pool)
             self.opened(pool, began)
             return connection
 
