@@ -14,6 +14,8 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -374,6 +376,44 @@ def test_generated_code_is_accused_only_where_there_is_no_file(project: Path) ->
         users.location(((code("<string>", "main"), 7), (executed, 1)))
         == f"<string>:1 {executed.co_qualname}"
     )
+
+
+def test_a_caller_is_found_behind_generated_code() -> None:
+    """As a stack's location is: libraries make functions from strings, and call back through."""
+    found: list[Any] = []
+    names = {"look": lambda: found.append(USERS.caller(sys._getframe(1)))}
+    exec("def generated(): look()", names)
+    names["generated"]()
+    exec("look()", {"look": lambda: found.append(UserCode(["/nowhere"]).caller(None))})
+    assert USERS.describe_place(found[0]).endswith(here()[-1][0].co_qualname)
+    assert found[1] is None
+
+
+async def _driven_by(function: Callable[[], Any]) -> Any:
+    return _greenlet(function).switch()
+
+
+def _greenlet(function: Callable[[], Any]) -> Any:
+    return import_module("greenlet").greenlet(function)
+
+
+@pytest.mark.anyio
+async def test_a_caller_is_found_through_greenlets() -> None:
+    """A coroutine that drives one calls what runs in it; a function that does so may not."""
+    inner = compile("def look(see): return see()", f"{PACKAGES}/library.py", "exec")
+    names: dict[str, Any] = {}
+    exec(inner, names)
+    place: Any = None
+
+    def see() -> None:
+        nonlocal place
+        place = USERS.caller(sys._getframe(1))
+
+    look = partial(names["look"], see)
+    await _driven_by(look)
+    assert USERS.describe_place(place).endswith("_driven_by")
+    _greenlet(look).switch()
+    assert USERS.describe_place(place).endswith("through_greenlets")
 
 
 def test_names_are_relative_to_the_innermost_root() -> None:

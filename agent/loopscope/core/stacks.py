@@ -31,9 +31,10 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from inspect import CO_COROUTINE
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -106,6 +107,21 @@ def is_ours(code: CodeType) -> bool:
     return code.co_filename.startswith(_OURS)
 
 
+def _driver(greenlet: Any) -> Any:
+    """The greenlet that waits in a coroutine for ``greenlet``; None without any.
+
+    Others that wait are no callers: gevent's hub, for one, just runs whatever is ready.
+    """
+    if greenlet is None:
+        present: Any = getattr(sys.modules.get("greenlet"), "getcurrent", None)
+        if present is None:
+            return None
+        greenlet = present()
+    driver = greenlet.parent
+    frame = None if driver is None else driver.gr_frame
+    return driver if frame is not None and frame.f_code.co_flags & CO_COROUTINE else None
+
+
 def line_at(code: CodeType, at: int) -> int:
     """The line of the instruction ``at``; 0 where there is none."""
     lines = (line for start, end, line in code.co_lines() if start <= at < end)
@@ -159,25 +175,33 @@ class UserCode:
         """Every frame's description, outermost first."""
         return tuple([self.describe(code, line) for code, line in stack])
 
-    def caller(self, frame: FrameType | None) -> Place | None:
+    def caller(self, frame: FrameType | None, greenlet: Any = None) -> Place | None:
         """Where in the user's code ``frame``, one of this thread's, has been called from.
 
         For each use of a pool, so nothing is named yet. None where no frame is the user's, short of
         those that run the loop. Where the loop is uvloop's and was started otherwise than by
         ``asyncio.Runner``, as ``uvloop.run`` and servers do, that may be the line that runs it.
+
+        The frames of a ``greenlet`` (the present one, if none is given) end where it was started; a
+        coroutine that drives one waits for it there, as SQLAlchemy's do, and is looked at next.
         """
         files = self._files
+        executed: Place | None = None
         while frame is not None:
             code = frame.f_code
             if code is _HANDLE_RUN or code is _RUNNER_RUN:
-                return None
+                return executed
             file = files.get(code.co_filename)
             if file is None:
                 file = self._file(code)
             if file.users:
-                return code, frame.f_lasti
+                if code.co_filename != _EXECUTED:
+                    return code, frame.f_lasti
+                executed = executed or (code, frame.f_lasti)
             frame = frame.f_back
-        return None
+        driver = _driver(greenlet)
+        beyond = None if driver is None else self.caller(driver.gr_frame, driver)
+        return beyond or executed
 
     def describe_place(self, place: Place | None) -> str:
         """``app/report.py:41 build``; "" for None."""
