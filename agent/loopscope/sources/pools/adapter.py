@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
@@ -22,7 +22,7 @@ INSIDE_A_POOL: ContextVar[bool] = ContextVar("loopscope_inside_a_pool", default=
 
 
 @contextmanager
-def making() -> Iterator[None]:
+def making() -> Generator[None, None, None]:
     """Around a pool's own connecting, whichever library it connects with; see `INSIDE_A_POOL`."""
     before = INSIDE_A_POOL.get()
     INSIDE_A_POOL.set(True)
@@ -116,8 +116,9 @@ class Adapter:
     def gave_back(self, pool: Any, thing: object) -> None:
         """``thing`` is no longer in use, whether or not it still is any good."""
         try:
-            meter = self.meter_of(pool)
-            if meter is not None:
+            attributes: dict[str, Any] | None = getattr(pool, "__dict__", None)
+            meter: Meter | None = attributes.get(_METER) if attributes else None
+            if meter is not None:  # else it was taken unmeasured
                 meter.give_back(id(thing))
         except Exception as error:
             self._failed(error)
