@@ -1,0 +1,128 @@
+"""SQLAlchemy's pools: of engines and of asyncio engines, whatever driver they use.
+
+Everything takes a connection through ``Pool.connect``, which only returns once there is an open
+one, pinged or made anew if need be. It comes back through ``Pool._return_conn``; one that leaves
+the pool while in use (detached, or an asyncio engine's that was garbage) through ``detach``. All of
+them are replaced on classes, and reach engines made before and pools made by ``dispose``. Events
+would do as well, but there is none for who begins to wait, and each costs more than a wrapper; a
+listener for checkouts would have every checkout take a longer way.
+
+With ``NullPool`` each use makes a connection, which shows in who made how many; it has no capacity.
+``StaticPool`` and ``SingletonThreadPool`` are left out: nobody ever waits for either, and what they
+hold is used by several at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import PurePath
+from types import FrameType, ModuleType
+from typing import Any
+
+from loopscope.core.patch import Patch
+from loopscope.sources.pools.adapter import Adapter, making
+from loopscope.sources.pools.meter import Level
+
+_MOST_FRAMES = 50
+"""How far out the engine that asks is looked for."""
+_POOL = "_ConnectionRecord__pool"
+"""What a record calls its pool."""
+
+
+class SqlalchemyAdapter(Adapter):
+    """Measures ``sqlalchemy.pool.Pool`` where somebody may have to wait or to connect for it."""
+
+    module = "sqlalchemy"
+    kind = "db.sqlalchemy"
+
+    def patch(self, module: ModuleType) -> None:
+        pools: Any = module.pool  # pyright: ignore[reportAttributeAccessIssue]
+        self._engine: Any = module.engine.Engine  # pyright: ignore[reportAttributeAccessIssue]
+        self._queued: Any = pools.QueuePool
+        self._shared: tuple[Any, ...] = (pools.StaticPool, pools.SingletonThreadPool)
+        base: Any = pools.base
+        self.keep(Patch(base.Pool, "connect", self._acquiring))
+        self.keep(Patch(base.Pool, "_return_conn", self._releasing))
+        self.keep(Patch(base._ConnectionFairy, "detach", self._detaching))  # noqa: SLF001
+        self.keep(
+            Patch(base._ConnectionRecord, "_ConnectionRecord__connect", self._connecting)  # noqa: SLF001
+        )
+
+    def name_of(self, pool: Any) -> str:
+        """As the engine says that has just asked: its pool knows nothing of where it leads."""
+        url = self._url_of(pool)
+        if url is None:
+            return "sqlalchemy"
+        if not url.host:
+            return PurePath(url.database or "").name or url.get_backend_name()
+        place = f"{url.host}:{url.port}" if url.port else str(url.host)
+        return f"{place}/{url.database}" if url.database else place
+
+    def level_of(self, pool: Any) -> Level:
+        if not isinstance(pool, self._queued):
+            return Level()
+        unlimited = pool._max_overflow < 0  # noqa: SLF001
+        capacity = None if unlimited else pool.size() + pool._max_overflow  # noqa: SLF001
+        # The queue of an asyncio pool is made by the first to ask, who should not be us.
+        is_there = not pool._is_asyncio or "_queue" in vars(pool._pool)  # noqa: SLF001
+        return Level(capacity=capacity, idle=pool.checkedin() if is_there else 0)
+
+    def _url_of(self, pool: Any) -> Any:
+        """The URL of the engine of ``pool``, somewhere on this stack; None without any."""
+        frame: FrameType | None = sys._getframe(2)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        for _ in range(_MOST_FRAMES):
+            if frame is None:
+                break
+            asks: Any = frame.f_locals.get("self")
+            if issubclass(type(asks), self._engine) and asks.pool is pool:
+                return asks.url
+            frame = frame.f_back
+        return None
+
+    def _acquiring(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def connect(pool: Any) -> Any:
+            use = None if isinstance(pool, self._shared) else self.ask(pool)
+            if use is None:
+                return original(pool)
+            try:
+                connection = original(pool)
+            except BaseException as error:
+                use.failed(error)
+                raise
+            self.took(use, getattr(connection, "_connection_record", None))
+            return connection
+
+        return connect
+
+    def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def _return_conn(pool: Any, record: Any) -> Any:
+            self.gave_back(pool, record)
+            return original(pool, record)
+
+        return _return_conn
+
+    def _detaching(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def detach(connection: Any) -> Any:
+            record = getattr(connection, "_connection_record", None)
+            self.gave_back(getattr(connection, "_pool", None), record)
+            return original(connection)
+
+        return detach
+
+    def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def connect(record: Any) -> Any:
+            began = self.book.now()
+            with making():
+                made = original(record)
+            pool = getattr(record, _POOL, None)
+            if not isinstance(pool, self._shared):
+                self.opened(pool, began)
+            return made
+
+        return connect
