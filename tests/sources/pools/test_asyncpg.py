@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
+import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -20,6 +20,8 @@ from loopscope import Loopscope
 from loopscope.admin.pools import pools
 from loopscope.agent import current_agent, stop_agent
 from tests.harness import call, label_sets, published
+from tests.sources.pools.users import check_crowd
+from tests.sources.pools.users import started as users_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
@@ -67,49 +69,10 @@ def figure(name: str, **labels: str) -> float:
 
 
 async def test_who_waits_and_who_holds_is_known(postgres: str) -> None:
-    """50 users of 5 connections: gauges in the middle, waits and uses afterwards, then nothing."""
-    pool, app, work = await started(postgres)
-    truth = {"wait": 0.0, "use": 0.0, "until given back": 0.0}
-    looked = asyncio.Event()
-
-    async def use() -> None:
-        asked = time.perf_counter()
-        async with pool.acquire() as connection:
-            got = time.perf_counter()
-            await connection.execute("select 1")
-            await looked.wait()
-            await asyncio.sleep(HELD / 5)
-            truth["use"] += time.perf_counter() - got
-        truth["until given back"] += time.perf_counter() - got
-        truth["wait"] += got - asked
-
-    work[0] = use
-    async with asyncio.TaskGroup() as requests:
-        for _ in range(50):
-            requests.create_task(call(app, "/work"))
-        for _ in range(100):
-            await asyncio.sleep(HELD)
-            if figure("pending") == 45:
-                break
-        await asyncio.sleep(HELD)
-        gauges = [figure(name) for name in ("capacity", "in_use", "idle", "pending")]
-        oldest = figure("oldest_wait_seconds")
-        looked.set()
-    afterwards = [figure(name) for name in ("capacity", "in_use", "idle", "pending")]
-    await pool.close()
-    assert gauges == [5, 5, 0, 45]
-    assert afterwards == [5, 0, 5, 0]
-    assert oldest >= HELD
-    assert figure("wait_seconds_count") == figure("use_seconds_count") == 50
-    assert 45 * HELD <= figure("wait_seconds_sum") <= truth["wait"]
-    assert truth["use"] <= figure("use_seconds_sum") <= truth["until given back"]
-    route = {"http_route": "/work"}
-    assert figure("route_wait_seconds_total", **route) == pytest.approx(figure("wait_seconds_sum"))
-    assert figure("route_use_seconds_total", **route) == pytest.approx(figure("use_seconds_sum"))
-    phase = published("loopscope_request_phase_seconds_total", phase="pool_wait", **route)
-    loop = published("loopscope_request_phase_seconds_total", phase="loop_wait", **route)
-    assert phase + loop >= 0.95 * truth["wait"]
-    assert phase > loop
+    """50 users of 5 connections."""
+    users = await users_of(KIND["kind"])
+    async with asyncpg.create_pool(postgres, min_size=5, max_size=5) as pool:
+        await check_crowd(users, pool.acquire)
 
 
 async def test_the_api_has_each_pool_in_one_shape(postgres: str) -> None:
@@ -195,14 +158,87 @@ async def test_a_pool_that_is_dropped_is_gone(postgres: str) -> None:
     assert figure("capacity") == figure("idle") == 0
 
 
+async def test_a_connection_is_made_by_a_line_of_the_service(postgres: str) -> None:
+    """By route and function, for a pool that grows; and it is none without a pool."""
+    pool, app, work = await started(postgres, min_size=0)
+
+    async def use() -> None:
+        await pool.fetchval("select 1")
+
+    work[0] = use
+    await call(app, "/work")
+    (made,) = label_sets("loopscope_pool_creations_total")
+    assert (made["pool"], made["http_route"]) == ("postgres", "/work")
+    assert made["site"].endswith(use.__qualname__)
+    assert [labels["pool"] for labels in label_sets("loopscope_pool_in_use")] == ["postgres"]
+    await pool.close()
+
+
+@pytest.mark.parametrize("connect", [asyncpg.connect, lambda dsn: asyncpg.connect(dsn)])
+async def test_connections_without_a_pool_are_measured(
+    postgres: str, connect: Callable[[str], Awaitable[Any]]
+) -> None:
+    """Each as one that is made for one use, by a name imported before the agent as well."""
+    work: list[Work] = [nothing]
+    app = service(lambda: work[0]())
+    await call(app)
+    address = {"pool": "postgres (no pool)"}
+
+    async def use() -> None:
+        connection = await connect(postgres)
+        assert figure("in_use", **address) == 1
+        await connection.close()
+
+    work[0] = use
+    for _ in range(3):
+        await call(app, "/work")
+    (made,) = label_sets("loopscope_pool_creations_total")
+    assert made["http_route"] == "/work"
+    assert made["site"].endswith(use.__qualname__)
+    assert figure("creations_total", **address) == figure("use_seconds_count", **address) == 3
+    assert figure("in_use") == 0
+    phase = published("loopscope_request_phase_seconds_total", phase="pool_wait")
+    assert phase == 0
+
+
+async def test_a_connection_without_a_pool_ends_however_it_does(postgres: str) -> None:
+    """Terminated, lost, or forgotten; one that never was is refused or has timed out."""
+    await call(service(nothing))
+    terminated, lost, forgotten = [await asyncpg.connect(postgres) for _ in range(3)]
+    assert figure("in_use") == 3
+    terminated.terminate()
+    assert figure("in_use") == 2
+    killer = await asyncpg.connect(postgres)
+    await killer.execute("select pg_terminate_backend($1)", lost.get_server_pid())
+    await killer.close()
+    while not lost.is_closed():
+        await asyncio.sleep(0.01)
+    assert figure("in_use") == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        del forgotten
+        gc.collect()
+    assert figure("in_use") == 0
+    assert figure("use_seconds_count") == 4
+    with pytest.raises(OSError):
+        await asyncpg.connect("postgresql://somebody:secret@localhost:1/shop")
+    assert figure("rejected_total", pool="localhost:1/shop (no pool)") == 1
+    with pytest.raises(TimeoutError):
+        await asyncpg.connect(postgres, timeout=1e-6)
+    assert figure("timeouts_total") == 1
+
+
 async def test_stopping_leaves_the_library_as_it_was(postgres: str) -> None:
     """And pools that were measured go on without us."""
+    owners = (asyncpg, asyncpg.connection, asyncpg.connect_utils, asyncpg.Connection)
     before = (asyncpg.Pool, asyncpg.pool.Pool, dict(vars(asyncpg.pool.Pool)))
+    connecting = [dict(vars(owner)) for owner in owners]
     pool, _, _ = await started(postgres)
     assert type(pool) is asyncpg.Pool
     assert isinstance(pool, before[0])
     stop_agent()
     assert (asyncpg.Pool, asyncpg.pool.Pool) == before[:2]
     assert dict(vars(asyncpg.pool.Pool)) == before[2]
+    assert [dict(vars(owner)) for owner in owners] == connecting
     assert await pool.fetchval("select 1") == 1
     await pool.close()

@@ -21,6 +21,16 @@ from loopscope.sources.pools.adapter import Adapter, making
 from loopscope.sources.pools.meter import Level
 
 
+def address(dsn: Any, given: dict[str, Any]) -> str:
+    """``host:port/database`` of what asyncpg is given; "" where it is left to find out."""
+    parts = urlsplit(dsn if isinstance(dsn, str) else "")
+    host = given.get("host") or parts.hostname or ""
+    port = given.get("port") or parts.port or ""
+    database = given.get("database") or parts.path.strip("/")
+    place = f"{host}:{port}" if port else str(host)
+    return f"{place}/{database}".strip("/")
+
+
 class AsyncpgAdapter(Adapter):
     """Measures ``asyncpg.Pool``."""
 
@@ -44,12 +54,7 @@ class AsyncpgAdapter(Adapter):
     def name_of(self, pool: Any) -> str:
         given: dict[str, Any] = dict(pool._connect_kwargs)  # noqa: SLF001
         dsn = next(iter(pool._connect_args), None) or given.get("dsn")  # noqa: SLF001
-        address = urlsplit(dsn) if isinstance(dsn, str) else urlsplit("")
-        host = given.get("host") or address.hostname or ""
-        port = given.get("port") or address.port or ""
-        database = given.get("database") or address.path.strip("/")
-        place = f"{host}:{port}" if port else str(host)
-        return f"{place}/{database}".strip("/") or "asyncpg"
+        return address(dsn, given) or "asyncpg"
 
     def level_of(self, pool: Any) -> Level:
         return Level(capacity=pool.get_max_size(), idle=pool.get_idle_size())
