@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from loopscope.core.faults import Faults
 from loopscope.core.patch import Patch
@@ -14,7 +14,7 @@ from loopscope.sources.pools.book import PoolBook
 from loopscope.sources.pools.meter import Level, Meter
 from loopscope.sources.pools.use import Use
 
-_METER = "loopscope_meter"
+METER: Final = "loopscope_meter"
 """The attribute of a pool that is its meter."""
 
 INSIDE_A_POOL: ContextVar[bool] = ContextVar("loopscope_inside_a_pool", default=False)
@@ -86,10 +86,10 @@ class Adapter:
         attributes: dict[str, Any] | None = getattr(pool, "__dict__", None)
         if attributes is None:
             return None
-        meter: Meter | None = attributes.get(_METER)
+        meter: Meter | None = attributes.get(METER)
         if meter is None or meter.book is not self.book:
             meter = self.book.meter(pool, self.name_of(pool), self.kind, self.level_of)
-            attributes[_METER] = meter
+            attributes[METER] = meter
         return meter
 
     def ask(self, pool: Any) -> Use | None:

@@ -94,6 +94,10 @@ class Meter:
         for _ in range(count):
             self.over("rejected", 0.0, "")
 
+    def close(self) -> None:
+        """The pool is closed, which is as good as gone: its name is free for the next."""
+        self.level = lambda: None
+
     def over(
         self, kind: str, seconds: float, owner: Exchange | str, place: Place | None = None
     ) -> None:

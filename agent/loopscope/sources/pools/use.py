@@ -61,6 +61,11 @@ class Use:
         meter.waiting.add(self)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether it still waits."""
+        return self in self.meter.waiting
+
+    @property
     def since(self) -> float:
         """Since when it waits or, once it has what it waited for, since when it has that."""
         return self._got or self.asked
@@ -76,7 +81,9 @@ class Use:
         return self.route if exchange is None else exchange.route_so_far()
 
     def got(self) -> None:
-        """It has what it wanted."""
+        """It has what it wanted. Twice is once."""
+        if self._got:
+            return
         meter = self.meter
         self._got = now = meter.now()
         self._stop_waiting(now)
