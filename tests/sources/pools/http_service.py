@@ -86,7 +86,10 @@ async def in_thread(work: Callable[[], Any]) -> Any:
 
 @asynccontextmanager
 async def upstream() -> AsyncIterator[str]:
-    """The URL of a server; it waits for as many seconds as the path says, ``<url>/0.05``."""
+    """The URL of a server; it waits for as many seconds as the path says, ``<url>/0.05``.
+
+    ``<url>/0?endless`` is an answer that does not end.
+    """
     writers: set[asyncio.StreamWriter] = set()
     tasks: set[asyncio.Task[Any]] = set()
 
@@ -98,8 +101,10 @@ async def upstream() -> AsyncIterator[str]:
         with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                await asyncio.sleep(float(head.split()[1].strip(b"/") or 0))
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone")
+                path, _, query = head.split()[1].partition(b"?")
+                await asyncio.sleep(float(path.strip(b"/") or 0))
+                length = b"5" if query else b"4"
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: " + length + b"\r\n\r\ndone")
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:

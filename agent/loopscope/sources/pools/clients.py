@@ -28,7 +28,7 @@ class ClientAdapter(Adapter):
     """What the names of its pools begin with: users may not know its module at all."""
 
     def name_of(self, pool: Any) -> str:
-        return f"{self.library} {vars(pool).get(_MADE, '')}".rstrip()
+        return f"{self.library} {getattr(pool, _MADE, '')}".rstrip()
 
     def made(self, pool: Any) -> None:
         """``pool`` has just been made, by who calls."""
@@ -40,13 +40,15 @@ class ClientAdapter(Adapter):
 
     def leads_to(self, pool: Any, host: str, port: int | None) -> None:
         """Somebody asks ``host``, which is what ``pool`` is called if nobody saw it made."""
-        vars(pool).setdefault(_MADE, f"{host}:{port}" if port else host)
+        if not hasattr(pool, _MADE):
+            vars(pool)[_MADE] = f"{host}:{port}" if port else host
 
     def closed(self, pool: Any) -> None:
         """``pool`` is closed. It may well outlive that: in cycles, until they are collected.
 
         Were it used once more, it would be another.
         """
-        meter: Meter | None = vars(pool).pop(METER, None)
+        meter: Meter | None = getattr(pool, METER, None)
         if meter is not None:
+            delattr(pool, METER)
             meter.close()

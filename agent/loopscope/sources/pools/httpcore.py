@@ -220,7 +220,7 @@ class HttpcoreAdapter(ClientAdapter):
     def _started(self, request: Any) -> None:
         """A connection is ``request``'s own. Others than those of a pool's have no use."""
         try:
-            use = vars(request).get(_USE)
+            use: Use | None = getattr(request, _USE, None)
             if use is not None and use.is_waiting:
                 use.got()
         except Exception as error:
@@ -239,7 +239,7 @@ class HttpcoreAdapter(ClientAdapter):
     def _over(self, stream: Any) -> None:
         """The response is closed, and what served it is free again."""
         try:
-            use = vars(stream._pool_request.request).get(_USE)  # noqa: SLF001
+            use: Use | None = getattr(stream._pool_request.request, _USE, None)  # noqa: SLF001
             if use is not None:
                 use.release()
         except Exception as error:
@@ -255,7 +255,7 @@ class HttpcoreAdapter(ClientAdapter):
     def _connected(self, connection: Any, began: float) -> None:
         """``connection`` is there. By whom is seen from who calls: not who had it created."""
         try:
-            meter: Meter | None = vars(connection).get(METER)
+            meter: Meter | None = getattr(connection, METER, None)
             if meter is not None:
                 meter.opened(self.book.now() - began)
         except Exception as error:
