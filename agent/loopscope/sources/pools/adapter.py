@@ -132,6 +132,16 @@ class Adapter:
         except Exception as error:
             self._failed(error)
 
+    def closed(self, pool: Any) -> None:
+        """``pool`` is closed. It may well outlive that: in cycles, until they are collected.
+
+        Were it used once more, it would be another.
+        """
+        meter: Meter | None = getattr(pool, METER, None)
+        if meter is not None:
+            delattr(pool, METER)
+            meter.close()
+
     def safely(self, note: Callable[[], None]) -> None:
         """Call ``note``; what goes wrong in there is no concern of the library's."""
         try:

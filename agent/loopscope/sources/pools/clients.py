@@ -12,8 +12,7 @@ from __future__ import annotations
 import sys
 from typing import Any, ClassVar, Final
 
-from loopscope.sources.pools.adapter import METER, Adapter
-from loopscope.sources.pools.meter import Meter
+from loopscope.sources.pools.adapter import Adapter
 
 _MADE: Final = "loopscope_made"
 """The attribute of a pool that says by what line it was made, or for what host."""
@@ -42,13 +41,3 @@ class ClientAdapter(Adapter):
         """Somebody asks ``host``, which is what ``pool`` is called if nobody saw it made."""
         if not hasattr(pool, _MADE):
             vars(pool)[_MADE] = f"{host}:{port}" if port else host
-
-    def closed(self, pool: Any) -> None:
-        """``pool`` is closed. It may well outlive that: in cycles, until they are collected.
-
-        Were it used once more, it would be another.
-        """
-        meter: Meter | None = getattr(pool, METER, None)
-        if meter is not None:
-            delattr(pool, METER)
-            meter.close()
