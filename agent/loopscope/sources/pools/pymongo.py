@@ -1,0 +1,137 @@
+"""pymongo's pools: one for each server that a client knows, in coroutines, in threads, in Motor.
+
+Everything takes a connection through ``Pool._get_conn`` and gives it back through ``checkin``; both
+are replaced on the class, so clients that were there before are measured as well. pymongo's own
+events would tell the same with a listener for each client, and for more: a client that has one
+makes an event object of every step, and somebody who is cancelled while waiting is never heard of
+again.
+
+A pool is called after its server alone: one pool serves all databases. The pools that monitor a
+server are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from math import isinf
+from types import ModuleType
+from typing import Any
+
+from loopscope.core.patch import Patch
+from loopscope.sources.pools.adapter import Adapter
+from loopscope.sources.pools.meter import Level
+from loopscope.sources.pools.use import Use
+
+_Function = Callable[..., Any]
+
+
+class PymongoAdapter(Adapter):
+    """Measures ``pymongo.asynchronous.pool.Pool`` and its twin for threads."""
+
+    module = "pymongo"
+    kind = "db.mongodb"
+
+    def patch(self, module: ModuleType) -> None:
+        library: Any = module
+        pool = library.asynchronous.pool.Pool
+        self.keep(Patch(pool, "_get_conn", self._acquiring))
+        self.keep(Patch(pool, "checkin", self._releasing))
+        self.keep(Patch(pool, "connect", self._connecting))
+        self.keep(Patch(pool, "close", self._closing))
+        pool = library.synchronous.pool.Pool
+        self.keep(Patch(pool, "_get_conn", self._acquiring_in_thread))
+        self.keep(Patch(pool, "checkin", self._releasing))
+        self.keep(Patch(pool, "connect", self._connecting_in_thread))
+        self.keep(Patch(pool, "close", self._closing))
+
+    def name_of(self, pool: Any) -> str:
+        host, port = pool.address
+        return f"{host}:{port}" if port else str(host)  # without a port it is a unix socket
+
+    def level_of(self, pool: Any) -> Level:
+        limit = pool.max_pool_size
+        return Level(capacity=None if isinf(limit) else limit, idle=len(pool.conns))
+
+    def _acquiring(self, original: _Function) -> _Function:
+        @wraps(original)
+        async def _get_conn(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            use = self._asked(pool)
+            if use is None:
+                return await original(pool, *arguments, **keywords)
+            try:
+                connection = await original(pool, *arguments, **keywords)
+            except BaseException as error:
+                use.failed(error)
+                raise
+            self.took(use, connection)
+            return connection
+
+        return _get_conn
+
+    def _acquiring_in_thread(self, original: _Function) -> _Function:
+        @wraps(original)
+        def _get_conn(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            use = self._asked(pool)
+            if use is None:
+                return original(pool, *arguments, **keywords)
+            try:
+                connection = original(pool, *arguments, **keywords)
+            except BaseException as error:
+                use.failed(error)
+                raise
+            self.took(use, connection)
+            return connection
+
+        return _get_conn
+
+    def _releasing(self, original: _Function) -> _Function:
+        """For coroutines and threads alike: all it does is before the original begins."""
+
+        @wraps(original)
+        def checkin(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
+            if not _is_monitors(pool):
+                self.gave_back(pool, connection)
+            return original(pool, connection, *arguments, **keywords)
+
+        return checkin
+
+    def _connecting(self, original: _Function) -> _Function:
+        @wraps(original)
+        async def connect(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            began = self.book.now()
+            connection = await original(pool, *arguments, **keywords)
+            if not _is_monitors(pool):
+                self.opened(pool, began)
+            return connection
+
+        return connect
+
+    def _connecting_in_thread(self, original: _Function) -> _Function:
+        @wraps(original)
+        def connect(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            began = self.book.now()
+            connection = original(pool, *arguments, **keywords)
+            if not _is_monitors(pool):
+                self.opened(pool, began)
+            return connection
+
+        return connect
+
+    def _closing(self, original: _Function) -> _Function:
+        """For coroutines and threads alike."""
+
+        @wraps(original)
+        def close(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            self.safely(lambda: self.closed(pool))
+            return original(pool, *arguments, **keywords)
+
+        return close
+
+    def _asked(self, pool: Any) -> Use | None:
+        return None if _is_monitors(pool) else self.ask(pool)
+
+
+def _is_monitors(pool: Any) -> bool:
+    """Whether it is not for anybody's queries, but for looking after the server."""
+    return bool(getattr(pool, "is_sdam", False))
