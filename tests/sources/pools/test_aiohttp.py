@@ -99,7 +99,7 @@ async def test_what_goes_wrong_once_there_is_a_place_is_not_the_pools_fault() ->
     async with session_of() as session:
         async with upstream() as url:
             with pytest.raises(TimeoutError):
-                await fetched(session, f"{url}/5", timeout=aiohttp.ClientTimeout(total=0.02))
+                await fetched(session, f"{url}/5", timeout=aiohttp.ClientTimeout(sock_read=0.02))
         with pytest.raises(aiohttp.ClientConnectorError):
             await fetched(session, url)
     assert service.figure("use_seconds_count") == service.figure("wait_seconds_count") == 2

@@ -130,7 +130,7 @@ async def test_what_goes_wrong_once_there_is_a_connection_is_not_the_pools_fault
     async with client_of(library) as client:
         async with upstream() as url:
             with pytest.raises(library.ReadTimeout):
-                await client.get(f"{url}/5", timeout=0.01)
+                await client.get(f"{url}/5", timeout=library.Timeout(10, read=0.02))
         with pytest.raises(library.ConnectError):
             await client.get(url)
     assert service.figure("use_seconds_count") == service.figure("wait_seconds_count") == 2
