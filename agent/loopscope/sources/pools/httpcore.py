@@ -64,7 +64,7 @@ class HttpcoreAdapter(ClientAdapter):
             (pools.ConnectionPool, "create_connection", self._creating),
             (pools.ConnectionPool, "handle_request", self._sending_in_thread),
             (pools.ConnectionPool, "close", self._closing_in_thread),
-            (pools.PoolByteStream, "close", self._ending_in_thread),
+            (pools.PoolByteStream, "close", self._ending),
             (pools.HTTPConnection, "_connect", self._connecting_in_thread),
             (proxies.ForwardHTTPConnection, "handle_request", self._starting),
             (flavour.http11.HTTP11Connection, "_send_request_headers", self._starting),
@@ -184,22 +184,12 @@ class HttpcoreAdapter(ClientAdapter):
         return _connect
 
     def _ending(self, original: _Function) -> _Function:
-        @wraps(original)
-        async def aclose(stream: Any, *arguments: Any, **keywords: Any) -> Any:
-            try:
-                return await original(stream, *arguments, **keywords)
-            finally:
-                self._over(stream)
+        """For coroutines and threads alike, as another coroutine would cost more than the rest."""
 
-        return aclose
-
-    def _ending_in_thread(self, original: _Function) -> _Function:
         @wraps(original)
         def close(stream: Any, *arguments: Any, **keywords: Any) -> Any:
-            try:
-                return original(stream, *arguments, **keywords)
-            finally:
-                self._over(stream)
+            self._over(stream)
+            return original(stream, *arguments, **keywords)
 
         return close
 
@@ -237,7 +227,7 @@ class HttpcoreAdapter(ClientAdapter):
             self._failed(fault)
 
     def _over(self, stream: Any) -> None:
-        """The response is closed, and what served it is free again."""
+        """The response is being closed, and what served it about to be free again."""
         try:
             use: Use | None = getattr(stream._pool_request.request, _USE, None)  # noqa: SLF001
             if use is not None:

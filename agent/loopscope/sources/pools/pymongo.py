@@ -19,9 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from loopscope.core.patch import Patch
-from loopscope.sources.pools.adapter import Adapter
+from loopscope.sources.pools.adapter import METER, Adapter
 from loopscope.sources.pools.meter import Level
-from loopscope.sources.pools.use import Use
 
 _Function = Callable[..., Any]
 
@@ -56,7 +55,7 @@ class PymongoAdapter(Adapter):
     def _acquiring(self, original: _Function) -> _Function:
         @wraps(original)
         async def _get_conn(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self._asked(pool)
+            use = None if _is_monitors(pool) else self.ask(pool)
             if use is None:
                 return await original(pool, *arguments, **keywords)
             try:
@@ -72,7 +71,7 @@ class PymongoAdapter(Adapter):
     def _acquiring_in_thread(self, original: _Function) -> _Function:
         @wraps(original)
         def _get_conn(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self._asked(pool)
+            use = None if _is_monitors(pool) else self.ask(pool)
             if use is None:
                 return original(pool, *arguments, **keywords)
             try:
@@ -90,7 +89,7 @@ class PymongoAdapter(Adapter):
 
         @wraps(original)
         def checkin(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            if not _is_monitors(pool):
+            if METER in vars(pool):  # which monitors' have not
                 self.gave_back(pool, connection)
             return original(pool, connection, *arguments, **keywords)
 
@@ -127,9 +126,6 @@ class PymongoAdapter(Adapter):
             return original(pool, *arguments, **keywords)
 
         return close
-
-    def _asked(self, pool: Any) -> Use | None:
-        return None if _is_monitors(pool) else self.ask(pool)
 
 
 def _is_monitors(pool: Any) -> bool:
