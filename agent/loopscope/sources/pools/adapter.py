@@ -117,7 +117,7 @@ class Adapter:
         """``thing`` is no longer in use, whether or not it still is any good."""
         try:
             attributes: dict[str, Any] | None = getattr(pool, "__dict__", None)
-            meter: Meter | None = attributes.get(_METER) if attributes else None
+            meter: Meter | None = attributes.get(METER) if attributes else None
             if meter is not None:  # else it was taken unmeasured
                 meter.give_back(id(thing))
         except Exception as error:

@@ -78,7 +78,10 @@ class PoolBook:
         self._faults = faults
         self._leak_after = leak_after
         self._on_leak = on_leak
-        self._meters: list[Meter] = []
+        self._meters: dict[Meter, None] = {}
+        """In the order they were made. Of clients made for each request there may be thousands."""
+        self._named: dict[_Labels, Meter] = {}
+        """The latest of each name."""
         self._unpooled: dict[tuple[str, str], Meter] = {}
         self._reading = Lock()
         self._shown: dict[_Key, float] = {}
@@ -111,7 +114,8 @@ class PoolBook:
         Of what is not ``counted`` by the meter's uses, no more is published than that.
         """
         meter = Meter(self, (self._unique(name, kind), kind), level, is_counted=counted)
-        self._meters.append(meter)
+        self._meters[meter] = None
+        self._named[meter.labels] = meter
         return meter
 
     def unpooled(self, address: str, kind: str) -> Meter:
@@ -144,13 +148,16 @@ class PoolBook:
         return sorted(uses, key=lambda use: use.since)
 
     def _unique(self, name: str, kind: str) -> str:
-        taken = {meter.labels for meter in list(self._meters) if self._level(meter) is not None}
         unique = name
         for number in range(2, MOST_ALIKE):
-            if (unique, kind) not in taken:
+            if self._is_free(unique, kind):
                 return unique
             unique = f"{name} #{number}"
-        return unique if (unique, kind) not in taken else f"{name} #{MOST_ALIKE}+"
+        return unique if self._is_free(unique, kind) else f"{name} #{MOST_ALIKE}+"
+
+    def _is_free(self, name: str, kind: str) -> bool:
+        latest = self._named.get((name, kind))
+        return latest is None or self._level(latest) is None
 
     def _fold(self, at_most: int) -> None:
         events = self.events
@@ -188,8 +195,7 @@ class PoolBook:
         for meter in list(self._meters):
             level = self._level(meter)
             if level is None:
-                self._meters.remove(meter)
-                _let_go(meter)
+                self._forget(meter)
             else:
                 self._show(meter, level, now, shown)
         for (metric, labels), value in shown.items():
@@ -204,6 +210,14 @@ class PoolBook:
         except Exception as error:
             self._faults.report(f"pools.{meter.labels[1]}", error)
             return Level()
+
+    def _forget(self, meter: Meter) -> None:
+        """The pool is gone, and with it whatever anybody still had of it."""
+        self._meters.pop(meter, None)
+        if self._named.get(meter.labels) is meter:
+            del self._named[meter.labels]
+        for use in list(meter.held):
+            use.release()
 
     def _show(self, meter: Meter, level: Level, now: float, shown: dict[_Key, float]) -> None:
         """Add what there is of one pool to what is ``shown``: several may go by one name."""
@@ -259,9 +273,3 @@ class PoolBook:
 
     def _make_histogram(self, key: _Key) -> Histogram:
         return Histogram(self._page.slots, self._page.allocate(*key), key[0].bounds)
-
-
-def _let_go(meter: Meter) -> None:
-    """The pool is gone, and with it whatever anybody still had of it."""
-    for use in list(meter.held):
-        use.release()
