@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any, ClassVar, Final
+from weakref import ref
 
 from loopscope.core.faults import Faults
 from loopscope.core.patch import Patch
@@ -16,6 +17,8 @@ from loopscope.sources.pools.use import Use
 
 METER: Final = "loopscope_meter"
 """The attribute of a pool that is its meter."""
+_POOL = "loopscope_pool"
+"""The attribute of a connection that leads to its pool."""
 
 INSIDE_A_POOL: ContextVar[bool] = ContextVar("loopscope_inside_a_pool", default=False)
 """Whether it is a pool that connects right now, whose connections are not without one."""
@@ -141,6 +144,18 @@ class Adapter:
         if meter is not None:
             delattr(pool, METER)
             meter.close()
+
+    def belongs(self, thing: Any, pool: Any) -> None:
+        """``thing`` is ``pool``'s, which its library does not have it know: see ``pool_of``."""
+        try:
+            vars(thing)[_POOL] = ref(pool)
+        except Exception as error:
+            self._failed(error)
+
+    def pool_of(self, thing: Any) -> Any:
+        """The pool that ``thing`` has been said to belong to, while that is there; or None."""
+        pool = getattr(thing, _POOL, None)
+        return None if pool is None else pool()
 
     def safely(self, note: Callable[[], None]) -> None:
         """Call ``note``; what goes wrong in there is no concern of the library's."""
