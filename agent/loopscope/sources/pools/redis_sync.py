@@ -1,0 +1,75 @@
+"""The pools of redis' synchronous half, as endpoints in threads use it.
+
+As in ``redis.asyncio`` there is one pool that refuses and one that has callers wait, but here that
+one does everything itself, and keeps what is idle in a queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import wraps
+from types import ModuleType
+from typing import Any
+
+from loopscope.core.patch import Patch
+from loopscope.sources.pools.redis import RedisPools, check_version, connect_of, reason
+
+
+class RedisSyncAdapter(RedisPools):
+    """Measures ``redis.ConnectionPool`` and its children."""
+
+    def patch(self, module: ModuleType) -> None:
+        check_version(module)
+        library: Any = module.connection
+        for pool in (library.ConnectionPool, library.BlockingConnectionPool):
+            self.keep(Patch(pool, "get_connection", self._acquiring))
+            self.keep(Patch(pool, "release", self._releasing))
+            self.keep(Patch(pool, "make_connection", self.marking))
+        connection = library.AbstractConnection
+        self.keep(Patch(connection, connect_of(connection), self._connecting))
+
+    def idle_in(self, pool: Any) -> Iterable[Any]:
+        queue = getattr(pool, "pool", None)
+        if queue is None:
+            return tuple(pool._available_connections)  # noqa: SLF001
+        return filter(None, tuple(queue.queue))
+
+    def is_connected(self, connection: Any) -> bool:
+        attributes: dict[str, Any] = vars(connection)
+        return bool(attributes.get("_conn", connection)._sock)  # noqa: SLF001  # within a cache's
+
+    def _acquiring(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def get_connection(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            use = self.ask(pool)
+            if use is None:
+                return original(pool, *arguments, **keywords)
+            try:
+                connection = original(pool, *arguments, **keywords)
+            except BaseException as error:
+                use.failed(reason(error))
+                raise
+            self.took(use, connection)
+            return connection
+
+        return get_connection
+
+    def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def release(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
+            self.gave_back(pool, connection)
+            return original(pool, connection, *arguments, **keywords)
+
+        return release
+
+    def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def connect(connection: Any, *arguments: Any, **keywords: Any) -> Any:
+            if self.is_connected(connection):
+                return original(connection, *arguments, **keywords)
+            began = self.book.now()
+            result = original(connection, *arguments, **keywords)
+            self.opened(self.pool_of(connection), began)
+            return result
+
+        return connect
