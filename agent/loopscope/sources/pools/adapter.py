@@ -145,6 +145,15 @@ class Adapter:
             delattr(pool, METER)
             meter.close()
 
+    def lasts(self, pool: Any, thing: object) -> None:
+        """``thing``, which is in use, may be held for as long as whoever has it likes."""
+        try:
+            meter = self.meter_of(pool)
+            if meter is not None:
+                meter.lasts(id(thing))
+        except Exception as error:
+            self._failed(error)
+
     def belongs(self, thing: Any, pool: Any) -> None:
         """``thing`` is ``pool``'s, which its library does not have it know: see ``pool_of``."""
         try:

@@ -85,6 +85,12 @@ class Meter:
         if use is not None:
             use.release()
 
+    def lasts(self, key: int) -> None:
+        """What is known by ``key`` is no leak for being held long."""
+        use = self._by_key.get(key)
+        if use is not None:
+            use.is_lasting = True
+
     def opened(self, seconds: float) -> None:
         """Something new has been made, which took so long; by whom is seen from who calls."""
         self.over("create", seconds, current() or "", self._opening.find())

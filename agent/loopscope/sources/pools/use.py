@@ -26,7 +26,7 @@ class Use:
     """
 
     __slots__ = ("_claim", "_ended", "_exchange", "_gaps", "_got", "_stay",
-                 "asked", "leaked", "meter", "place", "route")  # fmt: skip
+                 "asked", "is_lasting", "leaked", "meter", "place", "route")  # fmt: skip
 
     def __init__(
         self,
@@ -44,6 +44,8 @@ class Use:
         """Whose it is, once that is all that is kept of the request."""
         self.leaked: Reason | None = None
         """Why it counts as a leak, as of the latest look."""
+        self.is_lasting = False
+        """Whether it may be held for as long as whoever has it likes: a subscription."""
         self._exchange = exchange
         self._claim: Claim | None = None
         self._got = 0.0
@@ -110,7 +112,8 @@ class Use:
             self._ended = self._ended or now
             if now - self._ended >= _GRACE:
                 return "request_ended"
-        return "held_too_long" if now - self._got >= leak_after else None
+        is_too_long = now - self._got >= leak_after and not self.is_lasting
+        return "held_too_long" if is_too_long else None
 
     def settle(self) -> None:
         """Keep the route alone of a request that has been routed, or is over.
