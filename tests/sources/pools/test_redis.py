@@ -178,6 +178,19 @@ async def test_what_is_not_given_back_is_traced_to_its_line(url: str) -> None:
     await pool.aclose()
 
 
+async def test_a_subscription_is_no_leak_for_being_held_long(url: str) -> None:
+    """That is what it is for; anything else is."""
+    service = await started(KIND)
+    client: Any = redis.asyncio.Redis.from_url(url)
+    async with client.pubsub() as subscription, borrowed(client.connection_pool):
+        await subscription.subscribe("channel")
+        for use in held(KIND):
+            use._got -= 3600  # noqa: SLF001
+        assert service.figure("in_use") == 2
+        assert service.figure("leaked", reason="held_too_long") == 1
+    await client.aclose()
+
+
 async def test_pools_are_named_by_where_they_lead(url: str) -> None:
     """By host, port and database, a unix socket by its file; never by who connects."""
     service = await started(KIND)

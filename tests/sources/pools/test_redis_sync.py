@@ -143,6 +143,20 @@ async def test_commands_and_pipelines_are_uses(url: str) -> None:
     client.close()
 
 
+async def test_a_subscription_is_no_leak_for_being_held_long(url: str) -> None:
+    """That is what it is for."""
+    service = await started(KIND)
+    client = a_client(refusing_pool(url))
+    subscription = client.pubsub()
+    await asyncio.to_thread(subscription.subscribe, "channel")
+    (use,) = held(KIND)
+    use._got -= 3600  # noqa: SLF001
+    assert service.figure("in_use") == 1
+    assert service.figure("leaked") == 0
+    subscription.close()
+    client.close()
+
+
 async def test_a_pool_that_is_dropped_is_gone(url: str) -> None:
     """Nothing of ours keeps it; its gauges go to zero."""
     service = await started(KIND)

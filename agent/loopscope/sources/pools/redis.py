@@ -70,6 +70,16 @@ class RedisPools(Adapter):
 
         return make_connection
 
+    def subscribing(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """``register_connect_callback``, for whoever has subscriptions to renew: they last."""
+
+        @wraps(original)
+        def register_connect_callback(connection: Any, *arguments: Any, **keywords: Any) -> Any:
+            self.lasts(self.pool_of(connection), connection)
+            return original(connection, *arguments, **keywords)
+
+        return register_connect_callback
+
 
 class RedisAdapter(RedisPools):
     """Measures ``redis.asyncio.ConnectionPool`` and its children."""
@@ -84,6 +94,7 @@ class RedisAdapter(RedisPools):
         self.keep(Patch(plain, "make_connection", self.marking))
         connection = library.AbstractConnection
         self.keep(Patch(connection, connect_of(connection), self._connecting))
+        self.keep(Patch(connection, "register_connect_callback", self.subscribing))
 
     def _acquiring(
         self, original: Callable[..., Any], other: type | tuple[()] = ()

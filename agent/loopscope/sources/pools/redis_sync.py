@@ -27,6 +27,7 @@ class RedisSyncAdapter(RedisPools):
             self.keep(Patch(pool, "make_connection", self.marking))
         connection = library.AbstractConnection
         self.keep(Patch(connection, connect_of(connection), self._connecting))
+        self.keep(Patch(connection, "register_connect_callback", self.subscribing))
 
     def idle_in(self, pool: Any) -> Iterable[Any]:
         queue = getattr(pool, "pool", None)
@@ -35,8 +36,8 @@ class RedisSyncAdapter(RedisPools):
         return filter(None, tuple(queue.queue))
 
     def is_connected(self, connection: Any) -> bool:
-        attributes: dict[str, Any] = vars(connection)
-        return bool(attributes.get("_conn", connection)._sock)  # noqa: SLF001  # within a cache's
+        inner: Any = getattr(connection, "_conn", connection)  # of one that caches
+        return bool(inner._sock)  # noqa: SLF001
 
     def _acquiring(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
