@@ -13,7 +13,7 @@ import pytest
 from loopscope.agent import stop_agent
 from loopscope.sources.pools.adapter import making
 from tests.servers import Address
-from tests.sources.pools.users import ROUTE, fifty_of_five, held, site_of, started
+from tests.sources.pools.crowd import ROUTE, fifty_of_five, held, site_of, started
 
 pytestmark = pytest.mark.anyio
 

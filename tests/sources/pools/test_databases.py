@@ -10,7 +10,7 @@ import databases
 import pytest
 
 from tests.servers import Address
-from tests.sources.pools.users import ROUTE, fifty_of_five, held, site_of, started
+from tests.sources.pools.crowd import ROUTE, fifty_of_five, held, site_of, started
 
 pytestmark = pytest.mark.anyio
 

@@ -8,14 +8,38 @@ from typing import Protocol
 from loopscope.core.faults import Faults
 from loopscope.core.imports import Imports
 from loopscope.sources.pools.adapter import Adapter
+from loopscope.sources.pools.aiohttp import AiohttpAdapter
+from loopscope.sources.pools.aiomysql import AiomysqlAdapter
 from loopscope.sources.pools.asyncpg import AsyncpgAdapter
+from loopscope.sources.pools.asyncpg_connect import AsyncpgConnectAdapter
 from loopscope.sources.pools.book import PoolBook
 from loopscope.sources.pools.descriptors import Descriptors
+from loopscope.sources.pools.httpcore import Httpcore2Adapter, HttpcoreAdapter
 from loopscope.sources.pools.listener import Listeners
+from loopscope.sources.pools.psycopg import PsycopgAdapter
+from loopscope.sources.pools.psycopg_connect import PsycopgConnectAdapter
+from loopscope.sources.pools.pymongo import PymongoAdapter
+from loopscope.sources.pools.redis import RedisAdapter
+from loopscope.sources.pools.redis_sync import RedisSyncAdapter
+from loopscope.sources.pools.sqlalchemy import SqlalchemyAdapter
 from loopscope.sources.pools.uvicorn import UvicornAdapter
 
-ADAPTERS: tuple[type[Adapter], ...] = (AsyncpgAdapter, UvicornAdapter)
-"""One a library."""
+ADAPTERS: tuple[type[Adapter], ...] = (
+    AiohttpAdapter,
+    AiomysqlAdapter,
+    AsyncpgAdapter,
+    AsyncpgConnectAdapter,
+    Httpcore2Adapter,
+    HttpcoreAdapter,
+    PsycopgAdapter,
+    PsycopgConnectAdapter,
+    PymongoAdapter,
+    RedisAdapter,
+    RedisSyncAdapter,
+    SqlalchemyAdapter,
+    UvicornAdapter,
+)
+"""One a library's pools, its connections without one, or its synchronous half."""
 
 
 class Lookout(Protocol):
