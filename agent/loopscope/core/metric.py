@@ -70,6 +70,9 @@ class Metric:
         if (self.kind == "counter") != self.name.endswith("_total"):
             raise ValueError(f"{self.name}: counters, and nothing else, end in _total")
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # looked up with every event: not all fields, every time
+
     @property
     def slot_count(self) -> int:
         """How many float64 slots one series takes.

@@ -23,7 +23,7 @@ from loopscope.core.page import Page
 from loopscope.core.stacks import Place, UserCode
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.pools import metrics
-from loopscope.sources.pools.meter import Level, Meter
+from loopscope.sources.pools.meter import Level, Meter, Series
 from loopscope.sources.pools.use import Use
 
 _TIMED = {"wait": metrics.WAIT, "use": metrics.USE, "create": metrics.CREATE}
@@ -93,7 +93,7 @@ class PoolBook:
         )
         self._routes: set[_Labels] = set()
 
-    def meter(self, pool: Any, name: str, kind: str, level: Callable[[Any], Level]) -> Meter:
+    def meter(self, pool: Any, name: str, kind: str, level: Callable[[Any], Level | None]) -> Meter:
         """A meter for ``pool``, which is held weakly: when it goes, its gauges go to zero.
 
         Pools of one name and kind that are there at one time get numbers: ``name``, ``name #2``.
@@ -167,20 +167,32 @@ class PoolBook:
     def _count(
         self, meter: Meter, kind: str, seconds: float, owner: Exchange | str, place: Place | None
     ) -> None:
-        metric = _TIMED.get(kind)
-        if metric is not None:
-            histogram = self._histograms.admit((metric, meter.labels))
-            if histogram is not None:
-                histogram.observe(seconds)
-        else:
-            self._add(_FAILURES[kind], meter.labels, 1.0)
         route = owner if isinstance(owner, str) else owner.route_so_far()
+        timed, by_route = meter.series.get((kind, route)) or self._series(
+            meter, kind, seconds, route
+        )
+        if timed is not None:
+            timed.observe(seconds)
+        elif kind in _FAILURES:
+            self._add(_FAILURES[kind], meter.labels, 1.0)
         if kind == "create":
             labels = self._bounded(*meter.labels, route, self.users.describe_place(place))
             self._add(metrics.CREATIONS, labels, 1.0)
-        elif seconds:
+        elif by_route is not None:
+            by_route.add(seconds)
+
+    def _series(self, meter: Meter, kind: str, seconds: float, route: str) -> Series:
+        """Where the seconds of such events go: asked once for each kind and route of a pool."""
+        timed = by_route = None
+        if kind in _TIMED:
+            timed = self._histograms.admit((_TIMED[kind], meter.labels))
+        if kind != "create" and seconds:
+            labels = self._bounded(*meter.labels, route)
             metric = metrics.ROUTE_USE if kind == "use" else metrics.ROUTE_WAIT
-            self._add(metric, self._bounded(*meter.labels, route), seconds)
+            by_route = self._numbers.admit((metric, labels))
+            if timed is not None and by_route is not None and labels[-1] == route:
+                meter.series[kind, route] = timed, by_route
+        return timed, by_route
 
     def _bounded(self, name: str, kind: str, *rest: str) -> _Labels:
         found = (name, kind, *rest)
@@ -198,11 +210,12 @@ class PoolBook:
                 self._forget(meter)
             else:
                 self._show(meter, level, now, shown)
-        for (metric, labels), value in shown.items():
-            number = self._numbers.admit((metric, labels))
+        self._shown = {}
+        for key, value in shown.items():
+            number = self._numbers.admit(key)
             if number is not None:
                 number.set(value)
-        self._shown = shown
+                self._shown[key] = value
 
     def _level(self, meter: Meter) -> Level | None:
         try:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from loopscope.core.caller import Caller
+from loopscope.core.histogram import Histogram, Number
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.ledger import current
 from loopscope.sources.pools.use import Use
@@ -37,6 +38,10 @@ class Level(NamedTuple):
         )
 
 
+Series = tuple[Histogram | None, Number | None]
+"""Where seconds are counted: of the pool, and of one route in it."""
+
+
 class Meter:
     """What is measured of one pool. Any thread.
 
@@ -60,6 +65,8 @@ class Meter:
         self.waiting: set[Use] = set()
         self.held: set[Use] = set()
         self.now = book.now
+        self.series: dict[tuple[str, str], Series] = {}
+        """By kind of event and route; for whoever folds."""
         self._by_key: dict[int, Use] = {}
         self._asking = Caller(book.users)
         self._opening = Caller(book.users)
