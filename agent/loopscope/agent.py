@@ -51,8 +51,10 @@ from loopscope.sources.itself import SelfSource
 from loopscope.sources.ledger import SERVERS
 from loopscope.sources.loop import LoopMonitor
 from loopscope.sources.pools.book import PoolBook
+from loopscope.sources.pools.processes import ProcessPools
 from loopscope.sources.pools.semconv import db_client
 from loopscope.sources.pools.source import PoolsSource
+from loopscope.sources.pools.threads import ThreadPools
 from loopscope.sources.process import ProcessSource
 from loopscope.sources.processes import ProcessesSource
 from loopscope.sources.request_start import seconds_queued
@@ -237,8 +239,9 @@ class Agent:
         self.tasks = TasksSource(self.page, _give_way)
         self.factories = FactorySource(self.page)
         self.imports = Imports(self.faults)
-        self.threads = ThreadsSource(self.imports, self.faults)
-        self.processes = ProcessesSource(self.imports, self.faults)
+        self.threads = ThreadsSource(self.imports, self.faults, ThreadPools(self._pool_book))
+        process_pools = ProcessPools(self._pool_book)
+        self.processes = ProcessesSource(self.imports, self.faults, process_pools)
         self.pools = PoolsSource(
             self._pool_book, self.imports, self.faults, lambda: self._front.fileno()
         )

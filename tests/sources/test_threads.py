@@ -25,7 +25,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from loopscope import Loopscope
-from loopscope.agent import current_agent, stop_agent
+from loopscope.agent import Agent, current_agent, stop_agent
 from loopscope.core.faults import Faults
 from loopscope.sources.ledger import CURRENT, current
 from tests.harness import Server, call, http_scope, published
@@ -385,8 +385,13 @@ async def test_a_job_cancelled_before_its_token_is_over_at_once(abandon: bool) -
     assert 0 < phase("thread_wait") < phase("await_other") / 2
     assert phase("thread_run") == 0
     agent = current_agent()
-    assert agent is not None and not agent.threads.awaited
+    assert agent is not None and not _waiting(agent)
     assert_phases_add_up()
+
+
+def _waiting(agent: Agent) -> list[object]:
+    meters = {*agent.threads._pools._meters.values(), agent.threads._pools._aside} - {None}
+    return [job for meter in meters if meter is not None for job in meter.waiting]
 
 
 async def _in_thread(limiter: anyio.CapacityLimiter, abandon: bool) -> None:
@@ -523,18 +528,14 @@ async def test_threads_may_ask_the_loop_and_hand_on_jobs() -> None:
     assert_phases_add_up()
 
 
-async def test_outside_of_requests_nothing_is_wrapped() -> None:
-    """A job that no request has handed over is called without us."""
+async def test_outside_of_requests_no_request_is_charged() -> None:
+    """A job that no request has handed over counts for its pool alone."""
     await call(handing(int, by_anyio))
-    frames: list[str] = []
-
-    def look() -> None:
-        frames.extend(frame.filename for frame in traceback.extract_stack())
-
+    phases = {name: phase(name) for name in PARTS}
     for hop in HOPS:
-        await hop(look)
-    assert frames
-    assert not [name for name in frames if "loopscope/sources/threads" in name]
+        await hop(Sleeper())
+    assert {name: phase(name) for name in PARTS} == phases
+    assert published("loopscope_pool_route_use_seconds_total", http_route="") > SLEEP
 
 
 async def test_a_patch_around_ours_survives_us(monkeypatch: pytest.MonkeyPatch) -> None:

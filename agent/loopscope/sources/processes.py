@@ -1,6 +1,7 @@
-"""What requests hand to process pools: how long it was queued and how long it ran.
+"""What is handed to process pools: how long it was queued and how long it ran.
 
-The phases are those of threads (``sources.threads``): ``thread_wait`` and ``thread_run``.
+It counts for its pool and, as ``thread_wait`` and ``thread_run``, for the request that handed it
+over, as with threads (``sources.threads``).
 
 Nothing that is pickled is touched: neither what is sent nor what comes back, so that errors,
 their causes and children without loopscope are as ever. What is left to see is when a job is
@@ -29,33 +30,29 @@ from weakref import WeakKeyDictionary
 from loopscope.core.faults import Faults
 from loopscope.core.imports import Imports
 from loopscope.core.patch import Patch
-from loopscope.core.phases import NOWHERE, THREAD_RUN, THREAD_WAIT, Stay
-from loopscope.sources.exchange import Exchange
 from loopscope.sources.futures import stand_in
 from loopscope.sources.ledger import current
+from loopscope.sources.pools.job import Job, why
+from loopscope.sources.pools.meter import Meter
+from loopscope.sources.pools.processes import ProcessPools
 
 
-class _Job:
-    """One job, in whichever phase the line says."""
+class _Job(Job):
+    """One job, in whichever place of the line."""
 
-    __slots__ = ("_now", "_stay")
+    __slots__ = ("awaited",)
 
-    def __init__(self, exchange: Exchange | None) -> None:
-        self._stay: Stay | None = None
-        if exchange is not None:
-            self._stay = exchange.stay()
-            self._now = exchange.now
+    awaited: object
 
-    def move(self, phase: int, awaited: object = None) -> None:
-        if self._stay is not None:
-            self._stay.awaited = awaited
-            self._stay.move(phase, self._now())
+    def find_awaited(self) -> object:
+        return self.awaited
 
 
 class _Line:
     """The unfinished jobs of a pool with so many ``workers``, in order. Any thread."""
 
-    def __init__(self, workers: float) -> None:
+    def __init__(self, workers: float, meter: Meter) -> None:
+        self.meter = meter
         self._workers = workers
         self._running: dict[Future[Any], _Job] = {}
         self._queued: OrderedDict[Future[Any], _Job] = OrderedDict()
@@ -66,30 +63,33 @@ class _Line:
         with self._lock:
             if len(self._running) < self._workers:
                 self._running[future] = job
-                job.move(THREAD_RUN)
+                job.begin()
             else:
                 self._queued[future] = job
-                job.move(THREAD_WAIT)
 
     def leave(self, future: Future[Any]) -> None:
         """Done or cancelled; who had to wait for a worker gets the one that is free now."""
         awaited = stand_in(future)
         with self._lock:
-            job = self._queued.pop(future, None)
-            if job is None:
-                job = self._running.pop(future)
-                if self._queued:
-                    following, its_job = self._queued.popitem(last=False)
-                    self._running[following] = its_job
-                    its_job.move(THREAD_RUN)
-            job.move(NOWHERE, awaited)
+            queued = self._queued.pop(future, None)
+            if queued is not None:
+                queued.drop(why(future))
+                return
+            job = self._running.pop(future)
+            if self._queued:
+                following, its_job = self._queued.popitem(last=False)
+                self._running[following] = its_job
+                its_job.begin()
+            job.awaited = awaited
+            job.end()
 
 
 class ProcessesSource:
     """Follows what is handed to process pools, from ``start`` to ``stop``."""
 
-    def __init__(self, imports: Imports, faults: Faults) -> None:
+    def __init__(self, imports: Imports, faults: Faults, pools: ProcessPools) -> None:
         self._imports = imports
+        self._pools = pools
         self._faults = faults
         self._lines: WeakKeyDictionary[Any, _Line] = WeakKeyDictionary()
         self._patch: Patch | None = None
@@ -117,18 +117,19 @@ class ProcessesSource:
         def submit(executor: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
             future = original(executor, fn, *args, **kwargs)
             if self._is_on:
-                self._follow(executor, future)
+                self._follow(executor, fn, future)
             return future
 
         return submit
 
-    def _follow(self, executor: Any, future: Future[Any]) -> None:
+    def _follow(self, executor: Any, function: Any, future: Future[Any]) -> None:
         try:
             line = self._lines.get(executor)
             if line is None:
                 workers = getattr(executor, "_max_workers", inf)
-                line = self._lines.setdefault(executor, _Line(workers))
-            line.join(future, _Job(current()))
+                line = _Line(workers, self._pools.executor(executor))
+                line = self._lines.setdefault(executor, line)
+            line.join(future, _Job(line.meter, current(), function))
             future.add_done_callback(partial(self._leave, line))
         except Exception as error:
             self._failed(error)

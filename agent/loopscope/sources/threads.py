@@ -1,13 +1,13 @@
-"""What requests hand to threads: how long it was queued and how long it ran.
+"""What is handed to threads: how long it was queued and how long it ran.
 
 Two doors lead there. anyio's (sync endpoints and dependencies of FastAPI and Starlette, file
 responses, uploads) is one class method of its asyncio backend. All others (``asyncio.to_thread``,
 ``loop.run_in_executor``, uvloop, Motor) go through ``ThreadPoolExecutor.submit``. Both are replaced
-on the class, which also reaches executors made and names imported before. A job is a ``Stay`` of
-its request: ``thread_wait`` from the call on, be it for a token of a limiter or for a free thread,
-``thread_run`` while its function runs, and then over. A job counts as under way whether or not the
-request waits for it, as long as the request is. What is handed over outside of requests is passed
-on untouched after one look at a context variable.
+on the class, which also reaches executors made and names imported before. A job is a ``Use`` of the
+pool it goes through (``sources.pools.threads``) and a ``Stay`` of its request: ``thread_wait`` from
+the call on, be it for a token of a limiter or for a free thread, ``thread_run`` while its function
+runs, and then over. A job counts as under way whether or not the request waits for it, as long as
+the request is. What is handed over outside of requests counts for its pool alone.
 
 A job that never runs has to be noticed too. A cancelled future tells; of anyio's jobs the coroutine
 that waits for one is all there is, so its going is what tells (which is why it is left as it is,
@@ -24,71 +24,57 @@ function. Tracebacks from the thread have one frame more, which holds on to noth
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial, wraps
+from functools import wraps
 from types import CoroutineType, ModuleType
-from typing import Any, TypeVar
+from typing import Any
 from weakref import ref
 
 from loopscope.core.faults import Faults
 from loopscope.core.imports import Imports
 from loopscope.core.patch import Patch
-from loopscope.core.phases import NOWHERE, THREAD_RUN, THREAD_WAIT, Stay
-from loopscope.sources.exchange import Exchange
 from loopscope.sources.futures import future_of, stand_in
 from loopscope.sources.ledger import CURRENT, Claim, current
+from loopscope.sources.pools.job import Job, why
+from loopscope.sources.pools.threads import ThreadPools
 
 
-class _Job:
-    """A function on its way through a thread, called there by ``run``."""
+class _Job(Job):
+    """A job that is what the thread calls, in place of its function."""
 
-    __slots__ = ("_now", "_source", "_stay")
+    __slots__ = ("claim", "source")
 
-    def __init__(self, source: ThreadsSource, exchange: Exchange, stay: Stay) -> None:
-        self._source = source
-        self._now = exchange.now
-        self._stay = stay
-        stay.move(THREAD_WAIT, self._now())
+    source: ThreadsSource
+    claim: Claim | None
+    """What is to be ``CURRENT`` in the thread; None where nothing needs to be done for that."""
 
-    def run(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
-        """Call ``function``, in whichever thread this is."""
-        self.begin()
+    def __call__(self, /, *args: Any, **keywords: Any) -> Any:
+        """Call the function, in whichever thread this is."""
+        function: Any = self.function
+        try:
+            self.begin()
+        except Exception as error:
+            self.source.failed(error)
+        token = None if self.claim is None else CURRENT.set(self.claim)
         try:
             return function(*args, **keywords)
         finally:
-            self.end()
-            del self, function, args, keywords  # a traceback would keep them, and come full circle
-
-    def begin(self) -> None:
-        """The function is about to run."""
-        try:
-            self._stay.move(THREAD_RUN, self._now())
-        except Exception as error:
-            self._source.failed(error)
-
-    def end(self) -> None:
-        """The function has ended."""
-        try:
-            ended = self._now()
+            if token is not None:
+                CURRENT.reset(token)
             try:
-                self._stay.awaited = self.find_awaited()
-            finally:
-                self._stay.move(NOWHERE, ended)
-        except Exception as error:
-            self._source.failed(error)
+                self.end()
+            except Exception as error:
+                self.source.failed(error)
+            del self, function, args, keywords, token  # a traceback would come full circle
 
-    def drop(self, _: object = None) -> None:
-        """Whoever waited is gone, or has what there is: what has not begun never will."""
+    def refused(self, error: BaseException) -> None:
+        """Nobody will ever call it, for this reason."""
         try:
-            if self._stay.phase == THREAD_WAIT:
-                self._stay.move(NOWHERE, self._now())
-        except Exception as error:
-            self._source.failed(error)
-
-    def find_awaited(self) -> object:
-        """What the coroutine that waits for the function has yielded; None if nobody does yet."""
-        raise NotImplementedError
+            self.drop(error)
+        except Exception as fault:
+            self.source.failed(fault)
 
 
 class _BackendJob(_Job):
@@ -97,66 +83,66 @@ class _BackendJob(_Job):
     __slots__ = ("_coroutine",)
 
     def follow(self, coroutine: CoroutineType[Any, Any, Any]) -> None:
-        """It is ``coroutine`` that waits for it."""
+        """It is ``coroutine`` that waits for it; when that goes, its meter still has us."""
         try:
-            self._coroutine = ref(coroutine, self.drop)
-            self._source.awaited.add(self)
+            self._coroutine = ref(coroutine, self._left)
         except Exception as error:
-            self._source.failed(error)
-
-    def drop(self, _: object = None) -> None:
-        self._source.awaited.discard(self)
-        super().drop()
+            self.source.failed(error)
 
     def find_awaited(self) -> object:
         coroutine = self._coroutine()
         return None if coroutine is None else future_of(coroutine.cr_await)
 
+    def _left(self, _: object) -> None:
+        self.refused(CancelledError())
+
 
 class _ExecutorJob(_Job):
     """A job of an executor's."""
 
-    __slots__ = ("_claim", "_future")
+    __slots__ = ("_future",)
 
-    def __init__(self, source: ThreadsSource, exchange: Exchange, stay: Stay) -> None:
-        super().__init__(source, exchange, stay)
-        self._claim = Claim(exchange)
-        self._future: Callable[[], Future[Any] | None] | None = None
+    _future: Callable[[], Future[Any] | None]
 
     def follow(self, future: Future[Any]) -> None:
         """It is ``future`` that will be done with it."""
         try:
             self._future = ref(future)  # which refers to us
-            future.add_done_callback(self.drop)
+            future.add_done_callback(self._done)
         except Exception as error:
-            self._source.failed(error)
+            self.source.failed(error)
 
-    def run(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
-        self.begin()
-        token = CURRENT.set(self._claim)
+    def had_thread_started(self) -> None:
+        """For want of a free one, and the caller has waited for that."""
         try:
-            return function(*args, **keywords)
-        finally:
-            CURRENT.reset(token)
-            self.end()
-            del self, function, args, keywords, token
+            self.meter.opened(self.meter.now() - self.asked)
+        except Exception as error:
+            self.source.failed(error)
 
     def find_awaited(self) -> object:
-        future = None if self._future is None else self._future()  # None: submit has not returned
+        future = getattr(self, "_future", _nobody)()  # none before submit has returned
         return None if future is None else stand_in(future)
 
+    def _done(self, future: Future[Any]) -> None:
+        if self in self.meter.waiting:
+            self.refused(why(future))
 
-_AnyJob = TypeVar("_AnyJob", _BackendJob, _ExecutorJob)
+
+def _threads(executor: Any) -> int:
+    return len(getattr(executor, "_threads", ()))
+
+
+def _nobody() -> None:
+    return None
 
 
 class ThreadsSource:
-    """Follows what requests hand to threads, from ``start`` to ``stop``."""
+    """Follows what is handed to threads, from ``start`` to ``stop``."""
 
-    def __init__(self, imports: Imports, faults: Faults) -> None:
-        self.awaited: set[object] = set()
-        """Jobs of anyio's that somebody waits for: kept, or none would hear of the end of that."""
+    def __init__(self, imports: Imports, faults: Faults, pools: ThreadPools) -> None:
         self._imports = imports
         self._faults = faults
+        self._pools = pools
         self._patches: list[Patch] = []
         self._is_on = False
 
@@ -173,7 +159,6 @@ class ThreadsSource:
         for patch in self._patches:
             patch.undo()
         self._patches.clear()
-        self.awaited.clear()
 
     def failed(self, error: Exception) -> None:
         """Report ``error``; too many of them, and no job is followed any more."""
@@ -187,11 +172,37 @@ class ThreadsSource:
             name = "run_sync_in_worker_thread"
             self._patches.append(Patch(backend, name, self._running_in_worker))
 
-    def _job(self, kind: type[_AnyJob], exchange: Exchange) -> _AnyJob | None:
-        """A job that begins to wait; None where the request keeps no phases."""
+    def _backend_job(
+        self, backend: Any, function: Any, more: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> _BackendJob | None:
+        """A job that begins to wait for a token; None where it is not followed."""
+        if not self._is_on:
+            return None
         try:
-            stay = exchange.stay() if self._is_on else None
-            return None if stay is None else kind(self, exchange, stay)
+            limiter = more[1] if len(more) > 1 else keywords.get("limiter")
+            pools = self._pools
+            meter = pools.default_limiter(backend) if limiter is None else pools.limiter(limiter)
+            job = _BackendJob(meter, current(), function)
+            job.source = self
+            job.claim = None
+            return job
+        except Exception as error:
+            self.failed(error)
+            return None
+
+    def _executor_job(self, executor: Any, function: Any) -> _ExecutorJob | None:
+        """A job that begins to wait for a thread; None where it is not followed."""
+        if not self._is_on:
+            return None
+        try:
+            meter = self._pools.executor(executor)
+            if meter is None:
+                return None
+            exchange = current()
+            job = _ExecutorJob(meter, exchange, function)
+            job.source = self
+            job.claim = None if exchange is None else CURRENT.get()
+            return job
         except Exception as error:
             self.failed(error)
             return None
@@ -203,14 +214,13 @@ class ThreadsSource:
         def run_sync_in_worker_thread(
             cls: Any, func: Any, args: Any, *more: Any, **keywords: Any
         ) -> Any:
-            exchange = current()
-            job = None if exchange is None else self._job(_BackendJob, exchange)
+            job = self._backend_job(cls, func, more, keywords)
             if job is None:
                 return function(cls, func, args, *more, **keywords)
             try:
-                coroutine = function(cls, partial(job.run, func), args, *more, **keywords)
-            except BaseException:
-                job.drop()
+                coroutine = function(cls, job, args, *more, **keywords)
+            except BaseException as error:
+                job.refused(error)
                 raise
             job.follow(coroutine)
             return coroutine
@@ -220,26 +230,18 @@ class ThreadsSource:
     def _submitting(self, original: Any) -> Any:
         @wraps(original)
         def submit(executor: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-            exchange = current()
-            if exchange is None or not _runs_here(executor):
-                return original(executor, fn, *args, **kwargs)
-            job = self._job(_ExecutorJob, exchange)
+            job = self._executor_job(executor, fn)
             if job is None:
                 return original(executor, fn, *args, **kwargs)
+            threads = _threads(executor)
             try:
-                future = original(executor, partial(job.run, fn), *args, **kwargs)
-            except BaseException:
-                job.drop()
+                future = original(executor, job, *args, **kwargs)
+            except BaseException as error:
+                job.refused(error)
                 raise
+            if _threads(executor) > threads:
+                job.had_thread_started()
             job.follow(future)
             return future
 
         return submit
-
-
-def _runs_here(executor: object) -> bool:
-    """Whether functions run in this interpreter. For others they are pickled: hands off."""
-    kind = type(executor)
-    return kind is ThreadPoolExecutor or all(
-        base.__name__ != "InterpreterPoolExecutor" for base in kind.__mro__
-    )

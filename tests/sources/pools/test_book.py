@@ -144,8 +144,8 @@ async def test_what_a_request_leaves_behind_is_a_leak(caplog: pytest.LogCaptureF
     (line,) = caplog.messages
     assert "taken by /forgetful at tests/sources/pools/test_book.py:" in line
     assert "request has ended" in line
-    found = (await asyncio.to_thread(pools, agent()))["pools"]
-    (pool,) = [each for each in found if each["kind"] == "db.test"]
+    listed = (await asyncio.to_thread(pools, agent()))["pools"]
+    (pool,) = [each for each in listed if each["kind"] == "db.test"]
     (held,) = pool["held"]
     assert (held["route"], held["leaked"]) == ("/forgetful", "request_ended")
     assert held["site"].endswith(" test_what_a_request_leaves_behind_is_a_leak.<locals>.endpoint")

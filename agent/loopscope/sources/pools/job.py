@@ -1,0 +1,104 @@
+"""A function on its way through a pool of threads or processes: queued, running, over."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from loopscope.core.leak import Reason
+from loopscope.core.phases import NOWHERE, THREAD_RUN, THREAD_WAIT
+from loopscope.sources.exchange import Exchange
+from loopscope.sources.pools.use import Use
+
+if TYPE_CHECKING:
+    from loopscope.sources.pools.meter import Meter
+
+
+class Job(Use):
+    """A use of a pool's thread or process, and the ``Stay`` of the request that handed it over.
+
+    Both change at the same moments, so one object sees to both: ``thread_wait`` is the wait,
+    ``thread_run`` the use. A job that belongs to no request, or to one that has been answered, has
+    no stay.
+
+    Nobody looks for the line that asked: while it runs, a function says best where it is from.
+    """
+
+    __slots__ = ("function",)
+
+    def __init__(self, meter: Meter, exchange: Exchange | None, function: Any) -> None:
+        now = meter.now()
+        stay = None if exchange is None else exchange.stay()
+        if stay is not None:
+            stay.move(THREAD_WAIT, now)
+        super().__init__(meter, exchange, now, None, False)
+        self._stay = stay
+        self.function: Any = function
+
+    def begin(self) -> None:
+        """A thread or process has taken it up."""
+        meter = self.meter
+        self._got = now = meter.now()
+        meter.waiting.discard(self)
+        meter.held.add(self)
+        meter.over("wait", now - self.asked, self._exchange or self.route)
+        if self._stay is not None:
+            self._stay.move(THREAD_RUN, now)
+
+    def end(self) -> None:
+        """It has run."""
+        meter = self.meter
+        stay = self._stay
+        now = meter.now()
+        try:
+            if self in meter.held:
+                meter.held.discard(self)
+                meter.over("use", now - self._got, self._exchange or self.route)
+            if stay is not None:
+                try:
+                    stay.awaited = self.find_awaited()
+                finally:
+                    stay.move(NOWHERE, now)
+        finally:
+            self._stay = self._exchange = self.function = None  # a future may be kept for long
+
+    def find_awaited(self) -> object:
+        """What the coroutine that waits for its end has yielded; None if nobody does yet."""
+        raise NotImplementedError
+
+    def drop(self, error: BaseException) -> None:
+        """What has not begun never will."""
+        if self in self.meter.waiting:
+            self.failed(error)
+            self._exchange = self.function = None
+
+    def reason_to_worry(self, now: float, leak_after: float) -> Reason | None:
+        """What goes on after its request, or belongs to none, may well be meant to."""
+        reason = super().reason_to_worry(now, leak_after)
+        return reason if reason == "held_too_long" and self.route else None
+
+    def settle(self) -> None:
+        super().settle()
+        if self.place is None:
+            code = _code_of(self.function)
+            self.place = None if code is None else (code, 0)
+
+
+def why(future: Future[Any]) -> BaseException:
+    """Why ``future``, which is done, has never run."""
+    return CancelledError() if future.cancelled() else RuntimeError()
+
+
+def _code_of(function: Any) -> Any:
+    """The code that is to run in the end; None where that is no Python's."""
+    while isinstance(function, partial):
+        # asyncio.to_thread runs the context's ``run`` with the function for an argument
+        inner: Any = function.func
+        function = function.args[0] if _runs_another(inner) and function.args else inner
+    return getattr(getattr(function, "__func__", function), "__code__", None)
+
+
+def _runs_another(function: Any) -> bool:
+    return getattr(function, "__qualname__", "") == "Context.run"
