@@ -8,5 +8,14 @@ from loopscope._version import __version__
 from loopscope.admin.app import metrics_app
 from loopscope.asgi import Loopscope
 from loopscope.settings import Settings, SettingsError
+from loopscope.sources.pools.watched import WatchedPool, watch_pool
 
-__all__ = ["Loopscope", "Settings", "SettingsError", "__version__", "metrics_app"]
+__all__ = [
+    "Loopscope",
+    "Settings",
+    "SettingsError",
+    "WatchedPool",
+    "__version__",
+    "metrics_app",
+    "watch_pool",
+]

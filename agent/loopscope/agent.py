@@ -55,6 +55,7 @@ from loopscope.sources.pools.processes import ProcessPools
 from loopscope.sources.pools.semconv import db_client
 from loopscope.sources.pools.source import PoolsSource
 from loopscope.sources.pools.threads import ThreadPools
+from loopscope.sources.pools.watched import WatchedSource
 from loopscope.sources.process import ProcessSource
 from loopscope.sources.processes import ProcessesSource
 from loopscope.sources.request_start import seconds_queued
@@ -239,12 +240,14 @@ class Agent:
         self.tasks = TasksSource(self.page, _give_way)
         self.factories = FactorySource(self.page)
         self.imports = Imports(self.faults)
-        self.threads = ThreadsSource(self.imports, self.faults, ThreadPools(self._pool_book))
+        thread_pools = ThreadPools(self._pool_book)
+        self.threads = ThreadsSource(self.imports, self.faults, thread_pools)
         process_pools = ProcessPools(self._pool_book)
         self.processes = ProcessesSource(self.imports, self.faults, process_pools)
         self.pools = PoolsSource(
             self._pool_book, self.imports, self.faults, lambda: self._front.fileno()
         )
+        self.watched = WatchedSource(self._pool_book, thread_pools, self.faults)
         self._refreshed = (
             self.awaits,
             self.pools,
@@ -274,6 +277,7 @@ class Agent:
             "threads": self.threads.start,
             "processes": self.processes.start,
             "pools": self.pools.start,
+            "watched": self.watched.start,
             "admin": self._front.start,
         }
         if self.settings.stalls:
@@ -314,6 +318,7 @@ class Agent:
         self.threads.stop()
         self.processes.stop()
         self.pools.stop()
+        self.watched.stop()
 
     def enter(self) -> None:
         """An application has started up."""

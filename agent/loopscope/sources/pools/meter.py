@@ -71,12 +71,12 @@ class Meter:
         self._asking = Caller(book.users)
         self._opening = Caller(book.users)
 
-    def ask(self, *, is_phase: bool = True) -> Use:
+    def ask(self, *, is_phase: bool = True, kind: type[Use] = Use) -> Use:
         """Somebody wants something from the pool, whoever it is that calls us.
 
         ``is_phase`` is false where the wait is no ``pool_wait`` of the request's.
         """
-        return Use(self, current(), self.now(), self._asking.find(), is_phase)
+        return kind(self, current(), self.now(), self._asking.find(), is_phase)
 
     def take(self, key: int, use: Use) -> None:
         """``use`` has what it wanted, which is to be known by ``key`` when it is given back."""
