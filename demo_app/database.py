@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -15,6 +16,8 @@ else:
 
 PRODUCTS = 1_000
 ORDERS = 4_000
+
+_CLOSE_S = 1.0
 
 _SCHEMA = """
 CREATE TABLE products (
@@ -68,9 +71,14 @@ JOIN products p ON p.sku = 'sku-' || lpad((1 + (o.number * 31 + line) % $1::int)
 
 @asynccontextmanager
 async def connect(dsn: str) -> AsyncIterator[Pool]:
-    """A pool of ten connections, closed at the end of the block."""
-    async with asyncpg.create_pool(dsn, min_size=2, max_size=10) as pool:
+    """A pool of ten connections, closed at the end of the block, whoever still has one."""
+    pool = await asyncpg.create_pool(dsn, min_size=2, max_size=10)
+    try:
         yield pool
+    finally:
+        with suppress(TimeoutError):  # when cancelled, asyncpg ends those that were not given back
+            async with asyncio.timeout(_CLOSE_S):
+                await pool.close()
 
 
 async def prepare(pool: Pool) -> None:

@@ -1,4 +1,4 @@
-"""What the routes share: the database pool, the upstream's client and the feed of new orders.
+"""What the routes share: the database pool, the upstream's client, a desk, the feed of orders.
 
 They live as long as the service (``lifespan``); a route asks for the one it needs by its type:
 ``database: Database``.
@@ -6,6 +6,7 @@ They live as long as the service (``lifespan``); a route asks for the one it nee
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from starlette.requests import HTTPConnection
 
-from demo_app import database
+from demo_app import database, faults
 from demo_app.feed import Feed
 
 _THREADS = 8  # for plain functions; anyio's 40 are many for a container of one CPU
@@ -27,6 +28,7 @@ class Resources(TypedDict):
 
     pool: database.Pool
     upstream: httpx.AsyncClient
+    desk: asyncio.Semaphore
     feed: Feed
 
 
@@ -39,7 +41,8 @@ async def lifespan(_: FastAPI) -> AsyncIterator[Resources]:
         _upstream_client(os.environ["DEMO_UPSTREAM"]) as upstream,
     ):
         await database.prepare(pool)
-        yield {"pool": pool, "upstream": upstream, "feed": Feed()}
+        desk = asyncio.Semaphore(faults.DESK)
+        yield {"pool": pool, "upstream": upstream, "desk": desk, "feed": Feed()}
 
 
 def _upstream_client(url: str) -> httpx.AsyncClient:
@@ -57,10 +60,15 @@ async def _upstream(connection: HTTPConnection) -> httpx.AsyncClient:
     return cast("httpx.AsyncClient", connection.state.upstream)
 
 
+async def _desk(connection: HTTPConnection) -> asyncio.Semaphore:
+    return cast("asyncio.Semaphore", connection.state.desk)
+
+
 async def _feed(connection: HTTPConnection) -> Feed:
     return cast("Feed", connection.state.feed)
 
 
 Database = Annotated[database.Pool, Depends(_pool)]
 Upstream = Annotated[httpx.AsyncClient, Depends(_upstream)]
+Desk = Annotated[asyncio.Semaphore, Depends(_desk)]
 OrderFeed = Annotated[Feed, Depends(_feed)]

@@ -1,4 +1,4 @@
-"""Somebody else's service: rates, mail, carriers, customs, and the delays of a network."""
+"""Somebody else's service: rates, mail, carriers, depots, customs, and the delays of a network."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ async def carrier(_: Request) -> JSONResponse:
     return JSONResponse({"days": random.randint(1, 9)})
 
 
+async def depot(_: Request) -> JSONResponse:
+    """How many of something are kept elsewhere, after 200 to 300 ms."""
+    await asyncio.sleep(random.uniform(0.200, 0.300))
+    return JSONResponse({"stock": random.randint(0, 99)})
+
+
 async def customs(_: Request) -> JSONResponse:
     """Whether something is through customs, after 12 s."""
     await asyncio.sleep(12)
@@ -52,6 +58,7 @@ app = Starlette(
         Route("/rates/{currency}", rate),
         Route("/mails", send_mail, methods=["POST"]),
         Route("/carriers/{name}", carrier),
+        Route("/depots/{sku}", depot),
         Route("/customs", customs),
         Route("/healthz", healthz),
     ]

@@ -16,6 +16,16 @@ from demo_app.faults.on_the_loop import (
     restock_in_a_thread,
     search_by_pattern,
 )
+from demo_app.faults.pools import (
+    DESK,
+    DESK_NAME,
+    MOST_LOST,
+    ask_carriers_two_at_a_time,
+    ask_the_depot_with_a_connection_in_hand,
+    connect_for_every_order,
+    make_a_client_per_offer,
+    return_early_with_a_connection,
+)
 from demo_app.faults.tasks import count_all_shelves_at_once, tell_the_warehouse_and_forget
 from demo_app.faults.waiting import (
     ask_carriers_one_after_the_other,
@@ -38,23 +48,36 @@ SWITCHED = {
         audit_every_request,
         count_all_shelves_at_once,
         tell_the_warehouse_and_forget,
+        connect_for_every_order,
+        ask_the_depot_with_a_connection_in_hand,
+        return_early_with_a_connection,
+        make_a_client_per_offer,
+        ask_carriers_two_at_a_time,
     )
 }
 """By the names that ``DEMO_FAULTS`` and ``/faults`` know them by."""
 
 __all__ = [
+    "DESK",
+    "DESK_NAME",
+    "MOST_LOST",
     "SWITCHED",
     "LedgerError",
     "Sale",
     "ask_carriers_one_after_the_other",
+    "ask_carriers_two_at_a_time",
     "ask_customs_without_a_deadline",
     "ask_the_bank_on_the_loop",
+    "ask_the_depot_with_a_connection_in_hand",
     "audit_every_request",
+    "connect_for_every_order",
     "count_all_shelves_at_once",
     "count_sales_one_by_one",
     "fail_every_fifth_refund",
+    "make_a_client_per_offer",
     "render_on_the_loop",
     "restock_in_a_thread",
+    "return_early_with_a_connection",
     "search_by_pattern",
     "tell_the_warehouse_and_forget",
     "wait_for_the_printer",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from demo_app import faults
 from demo_app.feed import Placed
-from demo_app.resources import Database, OrderFeed, Upstream
+from demo_app.resources import Database, Desk, OrderFeed, Upstream
 
 router = APIRouter(prefix="/api/orders", tags=["orders"])
 
@@ -57,6 +57,7 @@ async def place(
     background: BackgroundTasks,
 ) -> Order:
     """Take an order in one transaction, tell the live stream, confirm by mail afterwards."""
+    await faults.connect_for_every_order(new.customer)
     order = await _store(new, database)
     feed.announce(Placed(order.number, order.total_cents))
     background.add_task(_confirm, order, upstream)
@@ -94,9 +95,10 @@ async def _confirm(order: Order, upstream: httpx.AsyncClient) -> None:
 
 
 @router.get("/{number}")
-async def order(number: int, database: Database, upstream: Upstream) -> Order:
+async def order(number: int, database: Database, upstream: Upstream, desk: Desk) -> Order:
     """One order; 404 if there is none of that number."""
     await faults.ask_customs_without_a_deadline(number, upstream)
+    await faults.ask_carriers_two_at_a_time(desk, upstream)
     row = await database.fetchrow(_ONE_ORDER, number)
     if row is None:
         raise HTTPException(404, f"no order {number}")
@@ -108,6 +110,7 @@ async def refund(number: int, database: Database) -> dict[str, int | str]:
     """Give the money back, which fails now and then: ``faults.fail_every_fifth_refund``."""
     faults.fail_every_fifth_refund(number)
     faults.ask_the_bank_on_the_loop(number)
+    await faults.return_early_with_a_connection(number, database)
     done = await database.fetchval(
         "UPDATE orders SET status = 'refunded' WHERE number = $1 RETURNING number", number
     )

@@ -55,12 +55,13 @@ async def search(
 
 
 @router.get("/{sku}")
-async def product(sku: str, database: Database) -> Product:
+async def product(sku: str, database: Database, upstream: Upstream) -> Product:
     """One product; 404 if the shop does not carry it."""
     row = await database.fetchrow("SELECT * FROM products WHERE sku = $1", sku)
     if row is None:
         raise HTTPException(404, f"no product {sku}")
-    return Product.model_validate(dict(row))
+    elsewhere = await faults.ask_the_depot_with_a_connection_in_hand(sku, database, upstream)
+    return Product.model_validate({**row, "stock": row["stock"] + elsewhere})
 
 
 @router.get("/{sku}/offer")
@@ -69,7 +70,8 @@ async def offer(sku: str, database: Database, upstream: Upstream, currency: str 
     cents = await database.fetchval("SELECT price_cents FROM products WHERE sku = $1", sku)
     if cents is None:
         raise HTTPException(404, f"no product {sku}")
-    answer = await upstream.get(f"/rates/{currency}")
+    async with faults.make_a_client_per_offer(upstream) as client:
+        answer = await client.get(f"/rates/{currency}")
     answer.raise_for_status()
     amount = round(cents / 100 * answer.json()["per_euro"], 2)
     return Offer(sku=sku, currency=currency, amount=amount)
