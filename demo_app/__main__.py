@@ -100,7 +100,8 @@ async def _demo(out: Console, options: argparse.Namespace) -> bool:
         screen.addresses(out, running, serving=options.serve)
         before = await measure.scrape_when_calm(running.admin_url)
         load = Load(running.service_url, _plan(options))
-        await _drive(out, running.service, load, serving=options.serve)
+        async with measure.scraped_meanwhile(running.admin_url):
+            await _drive(out, running.service, load, serving=options.serve)
         after = await measure.scrape_when_calm(running.admin_url)
         window = between(before, after)
         seen = Seen(
@@ -108,6 +109,7 @@ async def _demo(out: Console, options: argparse.Namespace) -> bool:
             figures.read(window),
             await measure.stalls(running.admin_url),
             await measure.sequential(running.admin_url),
+            await measure.pools(running.admin_url),
         )
         agreed = screen.results(out, running, load, seen)
         if options.picture is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ _IN_FLIGHT = (
     "loopscope_background_requests",
     "loopscope_websocket_active",
 )
+_SCRAPE_EVERY_S = 1.5
 _CALM_WITHIN_S = 5.0
 _POLL_S = 0.1
 
@@ -46,6 +49,11 @@ async def sequential(admin_url: str) -> list[dict[str, Any]]:
     return await _list(f"{admin_url}/api/awaits?limit=1000", "sequential")
 
 
+async def pools(admin_url: str) -> list[dict[str, Any]]:
+    """All pools, with what is held of each right now; raises ``NoFiguresError``."""
+    return await _list(f"{admin_url}/api/pools", "pools")
+
+
 async def _list(url: str, key: str) -> list[dict[str, Any]]:
     try:
         async with httpx.AsyncClient(trust_env=False) as client:
@@ -55,6 +63,28 @@ async def _list(url: str, key: str) -> list[dict[str, Any]]:
     except (httpx.HTTPError, ValueError, KeyError) as error:
         raise NoFiguresError(f"no {key} from {url}: {error or type(error).__name__}") from error
     return found
+
+
+@asynccontextmanager
+async def scraped_meanwhile(admin_url: str) -> AsyncIterator[None]:
+    """Asks for ``/metrics`` now and then during the block, as a Prometheus would.
+
+    What is not given back to a pool is looked for whenever somebody asks.
+    """
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            while True:
+                await asyncio.sleep(_SCRAPE_EVERY_S)
+                with suppress(httpx.HTTPError):
+                    await client.get(f"{admin_url}/metrics")
+
+    asking = asyncio.create_task(ask())
+    try:
+        yield
+    finally:
+        asking.cancel()
+        await asyncio.wait((asking,))
 
 
 async def scrape_when_calm(admin_url: str) -> Scrape:

@@ -46,13 +46,16 @@ class Window:
 
     seconds: float
     growth: Mapping[str, Mapping[Labels, float]]
+    latest: Mapping[str, Mapping[Labels, float]]
+    """What stands at its end, for gauges."""
 
     def sums(self, name: str, *by: str) -> dict[Key, float]:
         """The growth of a sample name, summed by the values of the labels ``by``."""
-        sums: defaultdict[Key, float] = defaultdict(float)
-        for labels, value in self._series(name):
-            sums[_key(labels, by)] += value
-        return dict(sums)
+        return _sums(self.growth.get(name, {}), by)
+
+    def values(self, name: str, *by: str) -> dict[Key, float]:
+        """The gauge of a sample name at the end, summed by the values of the labels ``by``."""
+        return _sums(self.latest.get(name, {}), by)
 
     def total(self, name: str) -> float:
         """The growth of a sample name over all its series; 0 if it has none."""
@@ -90,7 +93,14 @@ def between(earlier: Scrape, later: Scrape) -> Window:
         }
         for name, series in later.samples.items()
     }
-    return Window(later.at - earlier.at, growth)
+    return Window(later.at - earlier.at, growth, later.samples)
+
+
+def _sums(series: Mapping[Labels, float], by: tuple[str, ...]) -> dict[Key, float]:
+    sums: defaultdict[Key, float] = defaultdict(float)
+    for labels, value in series.items():
+        sums[_key(dict(labels), by)] += value
+    return dict(sums)
 
 
 def _key(labels: Mapping[str, str], by: tuple[str, ...]) -> Key:

@@ -17,10 +17,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from demo_app import accounts, verdict
+from demo_app import accounts, pools, verdict
 from demo_app.accounts_table import awaits_table, phases_table
 from demo_app.load import Load
 from demo_app.measure import NoFiguresError
+from demo_app.pools_table import pools_table
 from demo_app.seen import Seen
 from demo_app.stack import Part, Stack
 from demo_app.table import routes_table
@@ -65,6 +66,7 @@ def addresses(out: Console, running: Stack, *, serving: bool) -> None:
         ("metrics", f"{running.admin_url}/metrics"),
         ("in flight", f"{running.admin_url}/api/requests"),
         ("awaits", f"{running.admin_url}/api/awaits"),
+        ("pools", f"{running.admin_url}/api/pools"),
         ("snapshot", f"{running.admin_url}/api/snapshot"),
         ("the shop", f"{running.service_url}/docs"),
     ):
@@ -119,11 +121,15 @@ def results(out: Console, running: Stack, load: Load, seen: Seen) -> bool:
         f"[cyan]{running.admin_url}/metrics[/]\n"
     )
     awaits = accounts.awaits(seen.window, figures)
+    pooled = pools.read(seen.window, seen.pools)
     for heading, table in (
         ("", routes_table(figures)),
         ("Where the time of requests went", phases_table(figures)),
         ("What they awaited for longest", awaits_table(awaits)),
+        ("How busy the pools were", pools_table(pooled) if pooled else None),
     ):
+        if table is None:
+            continue
         if heading:
             out.print(f"  [bold]{heading}[/]\n")
         out.print(Padding(table, (0, 0, 1, 2), expand=False))
@@ -133,6 +139,7 @@ def results(out: Console, running: Stack, load: Load, seen: Seen) -> bool:
             checks,
             accounts.savings(seen.sequential, figures),
             accounts.outliving(seen.window),
+            pools.remarks(pooled, seen.window, figures, seen.pools),
             accounts.bounds(seen.window, figures),
             verdict.stall_remarks(seen.stalls),
             verdict.remarks(figures),

@@ -12,9 +12,10 @@ from demo_app.scrape import Window
 
 @dataclass(frozen=True)
 class Seen:
-    """The window between two scrapes, read; stalls by place; and what awaits in sequence."""
+    """The window between two scrapes, read; stalls by place; what awaits in sequence; pools."""
 
     window: Window
     figures: Figures
     stalls: Sequence[Mapping[str, Any]]
     sequential: Sequence[Mapping[str, Any]] = ()
+    pools: Sequence[Mapping[str, Any]] = ()

@@ -64,6 +64,13 @@ def test_labels_not_asked_for_are_summed_away() -> None:
     assert between(*scrapes()).sums("answers_total", "route") == {("/a",): 23.0, ("/b",): 7.0}
 
 
+def test_a_gauge_is_what_it_is_at_the_end() -> None:
+    """Not by how much it grew; a gauge that is not there has no values."""
+    window = between(*scrapes())
+    assert window.values("process_start_time_seconds") == {(): 1000.5}
+    assert window.values("unheard_of", "route") == {}
+
+
 def test_a_metric_that_is_not_there_is_zero() -> None:
     """A service without a feature has no series of it, and its growth is nothing."""
     window = between(*scrapes())
