@@ -17,8 +17,11 @@ from html import escape
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from demo_app import pools
 from demo_app.accounts import PHASES, Awaited, awaits, in_use
 from demo_app.figures import Kind, RouteFigures
+from demo_app.pools import PoolFigures
+from demo_app.pools_table import end_of
 from demo_app.scenarios import UNMATCHED
 from demo_app.seen import Seen
 from demo_app.table import milliseconds
@@ -33,6 +36,8 @@ _ROW = 24
 _BAR = 14
 _MOST_ROUTES = 9
 _MOST_PLACES = 3
+_LABEL = 40
+"""Characters there are room for left of a bar."""
 
 _INK = "#6e7781"
 _SANS = "ui-sans-serif, system-ui, sans-serif"
@@ -165,7 +170,25 @@ def _loop(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Hue]]:
     return f"How busy the event loop was{late}", (bar,), ()
 
 
-_PANELS: tuple[Panel, ...] = (_time_by_route, _awaits, _stalls, _loop)
+def _pools(seen: Seen) -> tuple[str, Sequence[Bar], Sequence[Hue]]:
+    limited = [pool for pool in pools.read(seen.window, seen.pools) if pool.capacity]
+    bars = [_pool_bar(pool) for pool in limited[:_MOST_PLACES]]
+    return "How full pools were on average, the one most waited for first", bars, ()
+
+
+def _pool_bar(pool: PoolFigures) -> Bar:
+    """How much of it was in use; and below it how many waited, and what was lost."""
+    share = min(1.0, pool.share or 0.0)
+    lost = f"; {pool.leaked} not given back" if pool.leaked else ""
+    return Bar(
+        end_of(pool.id.pool, _LABEL),
+        [(share, COLOURS["pool_wait"]), (1.0 - share, _IDLE + "40")],
+        f"{pool.in_use:.1f} of {pool.capacity:g}",
+        f"{pool.id.kind}; {pool.waiting:.1f} waiting{lost}",
+    )
+
+
+_PANELS: tuple[Panel, ...] = (_time_by_route, _awaits, _pools, _stalls, _loop)
 """From top to bottom."""
 
 

@@ -42,6 +42,13 @@ def seen(*lines: str, stalls: tuple[dict[str, Any], ...] = ()) -> Seen:
     return Seen(window, figures.read(window), stalls)
 
 
+def pool(name: str, in_use: float) -> tuple[str, str]:
+    """Exposition lines of a pool of ten that so many of were in use."""
+    labels = f'pool="{name}",kind="db.asyncpg"'
+    use = f'loopscope_pool_route_use_seconds_total{{{labels},http_route="/"}}'
+    return f"loopscope_pool_capacity{{{labels}}} 10", f"{use} {in_use * 10.0}"
+
+
 def drawn(*lines: str, stalls: tuple[dict[str, Any], ...] = ()) -> ET.Element:
     return ET.fromstring(picture.draw(seen(*lines, stalls=stalls)))
 
@@ -117,6 +124,15 @@ def test_nothing_is_fetched_and_nothing_runs() -> None:
     tags = {element.tag.removeprefix(SVG) for element in svg.iter()}
     assert tags == {"svg", "title", "g", "rect", "text"}
     assert not [key for element in svg.iter() for key in element.attrib if "href" in key]
+
+
+def test_a_pool_is_as_full_as_it_was_on_average() -> None:
+    """Never more than full, and its name may be cut."""
+    svg = drawn(*spent(REPORT, 2.0), *pool("shop", 2.5), *pool(50 * "x" + ".example", 11.0))
+    full, quarter = lengths(svg, COLOURS["pool_wait"])
+    assert quarter == pytest.approx(full / 4, rel=0.01)
+    assert "shop" in words(svg)
+    assert any(each.startswith("…") and each.endswith(".example") for each in words(svg))
 
 
 def test_everything_lies_within_the_picture() -> None:
