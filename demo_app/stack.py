@@ -18,7 +18,10 @@ from demo_app.child import Child, running
 HOST = "127.0.0.1"
 ADMIN_PORT = 9464
 
-_FAULTS = "ask_the_bank_on_the_loop,ask_carriers_one_after_the_other"
+_FAULTS = (
+    "ask_the_bank_on_the_loop,ask_carriers_one_after_the_other,"
+    "connect_for_every_order,return_early_with_a_connection"
+)
 _STUCK_AFTER_S = "5"  # a demonstration does not last for the usual 30
 
 _READY_S = 30.0

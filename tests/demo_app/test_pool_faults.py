@@ -140,3 +140,20 @@ def test_connections_not_given_back_are_missed(shop: Shop) -> None:
     (said,) = [remark for remark in shop.remarks if "not given back" in remark]
     assert said.startswith(f"postgres: {faults.MOST_LOST} not given back, taken at demo_app/faults")
     assert "return_early_with_a_connection (/api/orders/{number}/refund)" in said
+
+
+def test_connections_without_a_pool_are_as_many_as_requests(shop: Shop) -> None:
+    """They are a pool of their own, and the line that connects is named."""
+    pool = shop.pool("postgres (no pool)")
+    assert (pool.made, pool.wait.count, pool.capacity) == (ORDERS, ORDERS, None)
+    (said,) = [remark for remark in shop.remarks if "connect_for_every_order" in remark]
+    assert said.startswith("POST /api/orders opens a connection per request (1.0) at ")
+
+
+def test_a_client_for_a_request_is_a_connection_for_a_request(shop: Shop) -> None:
+    """None is there to be used again; the line that asks has it made."""
+    (said,) = [remark for remark in shop.remarks if "/offer opens" in remark]
+    assert said.startswith(
+        "GET /api/products/{sku}/offer opens a connection per request (1.0) "
+        "at demo_app/routes/products.py"
+    )
