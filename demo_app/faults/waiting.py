@@ -76,7 +76,8 @@ def wait_for_the_printer() -> None:
     """Plain ``def`` code that got slow, and with it each of the few threads that run such code.
 
     Only where ``switches`` has it on. Shown: the seconds of the route as ``thread_run``, and, once
-    no thread is left, ``thread_wait``: for the limiter, which all plain functions share.
+    no thread is left, ``thread_wait``: for the limiter, which all plain functions share. That is a
+    pool of kind ``threads``, as full as can be, which this route holds.
     """
     time.sleep(_PRINTER_S if switches.is_on(wait_for_the_printer) else 0.004)
 

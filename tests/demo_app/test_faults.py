@@ -215,7 +215,7 @@ async def test_a_slow_middleware_is_named() -> None:
 
 
 async def test_a_slow_printer_uses_up_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes when all threads are printing waits for one, and that is told apart."""
+    """Who comes when all threads are printing waits for one: as thread_wait, and as a pool."""
     monkeypatch.setattr("demo_app.faults.waiting._PRINTER_S", 2 * NAP)
     monkeypatch.setattr(current_default_thread_limiter(), "total_tokens", 1)
     switches.switch("wait_for_the_printer", on=True)
@@ -227,3 +227,7 @@ async def test_a_slow_printer_uses_up_the_threads(monkeypatch: pytest.MonkeyPatc
     phase = "loopscope_request_phase_seconds_total"
     assert published(phase, phase="thread_run") >= 3 * 2 * NAP
     assert published(phase, phase="thread_wait") > 0.8 * published(phase, phase="thread_run")
+    pool = {"pool": "anyio default", "kind": "threads"}
+    assert published("loopscope_pool_capacity", **pool) == 1
+    used = published("loopscope_pool_route_use_seconds_total", **pool, http_route="/label")
+    assert used >= 3 * 2 * NAP
