@@ -19,6 +19,7 @@ from starlette.requests import HTTPConnection
 
 from demo_app import database, faults
 from demo_app.feed import Feed
+from loopscope import watch_pool
 
 _THREADS = 8  # for plain functions; anyio's 40 are many for a container of one CPU
 
@@ -42,6 +43,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[Resources]:
     ):
         await database.prepare(pool)
         desk = asyncio.Semaphore(faults.DESK)
+        watch_pool(faults.DESK_NAME, desk, capacity=faults.DESK)
         yield {"pool": pool, "upstream": upstream, "desk": desk, "feed": Feed()}
 
 

@@ -157,3 +157,12 @@ def test_a_client_for_a_request_is_a_connection_for_a_request(shop: Shop) -> Non
         "GET /api/products/{sku}/offer opens a connection per request (1.0) "
         "at demo_app/routes/products.py"
     )
+
+
+def test_a_semaphore_of_the_shops_own_is_a_pool(shop: Shop) -> None:
+    """Who queues for it waits for a pool, which is never more than full."""
+    pool = shop.pool(faults.DESK_NAME)
+    assert (pool.id.kind, pool.capacity, pool.wait.count) == ("sync", faults.DESK, AT_THE_DESK)
+    assert _of(shop, "/api/orders/{number}").phases["pool_wait"] == pytest.approx(
+        sum(pool.waited.values()), rel=0.2
+    )
