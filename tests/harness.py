@@ -86,9 +86,9 @@ def published(name: str, **labels: str) -> float:
     return sum(float(sample.value) for sample in samples(scraped(), name, labels))
 
 
-def label_sets(name: str) -> list[dict[str, str]]:
-    """The label sets under which a sample is published."""
-    return [sample.labels for sample in samples(scraped(), name, {})]
+def label_sets(name: str, **labels: str) -> list[dict[str, str]]:
+    """The label sets under which a sample is published, those that agree with ``labels``."""
+    return [sample.labels for sample in samples(scraped(), name, labels)]
 
 
 def samples(text: str, name: str, labels: dict[str, str]) -> Iterable[Any]:

@@ -52,12 +52,12 @@ class Service:
 
     def names(self) -> list[str]:
         """What its pools are called."""
-        found = label_sets("loopscope_pool_in_use")
-        return sorted(labels["pool"] for labels in found if labels["kind"] == self.kind)
+        found = label_sets("loopscope_pool_in_use", kind=self.kind)
+        return sorted(labels["pool"] for labels in found)
 
     def creations(self) -> list[dict[str, str]]:
         """Who made new connections."""
-        return label_sets("loopscope_pool_creations_total")
+        return label_sets("loopscope_pool_creations_total", kind=self.kind)
 
     def held(self) -> list[Use]:
         """What is in use right now."""

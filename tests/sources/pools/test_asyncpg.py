@@ -139,7 +139,7 @@ async def test_pools_are_named_by_where_they_lead(postgres: str) -> None:
     second = await asyncpg.create_pool(postgres, min_size=1, max_size=2)
     await first.fetchval("select 1")
     await second.fetchval("select 1")
-    found = [each for each in label_sets("loopscope_pool_capacity") if KIND.items() <= each.items()]
+    found = label_sets("loopscope_pool_capacity", **KIND)
     names = sorted(labels["pool"] for labels in found)
     assert len(names) == 2
     assert names[1] == f"{names[0]} #2"
@@ -171,7 +171,7 @@ async def test_a_connection_is_made_by_a_line_of_the_service(postgres: str) -> N
     (made,) = label_sets("loopscope_pool_creations_total")
     assert (made["pool"], made["http_route"]) == ("postgres", "/work")
     assert made["site"].endswith(use.__qualname__)
-    assert [labels["pool"] for labels in label_sets("loopscope_pool_in_use")] == ["postgres"]
+    assert [labels["pool"] for labels in label_sets("loopscope_pool_in_use", **KIND)] == ["postgres"]
     await pool.close()
 
 

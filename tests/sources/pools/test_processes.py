@@ -60,7 +60,7 @@ async def test_who_waits_and_who_runs_is_known(pool: ProcessPoolExecutor) -> Non
     run = published("loopscope_request_phase_seconds_total", phase="thread_run")
     assert figure("wait_seconds_sum") >= 6 * HELD * 0.9  # twice nobody, two of them, four of them
     assert run == pytest.approx(figure("use_seconds_sum"), rel=0.1)
-    (name,) = {labels["pool"] for labels in label_sets("loopscope_pool_capacity")}
+    (name,) = {labels["pool"] for labels in label_sets("loopscope_pool_capacity", kind="processes")}
     assert name.startswith("process pool tests/sources/pools/test_processes.py:")
 
 

@@ -34,7 +34,7 @@ def figure(name: str, pool: str, **labels: str) -> float:
 
 
 def names() -> list[str]:
-    return sorted(labels["pool"] for labels in label_sets("loopscope_pool_capacity"))
+    return sorted(labels["pool"] for labels in label_sets("loopscope_pool_capacity", kind="threads"))
 
 
 class Timed:

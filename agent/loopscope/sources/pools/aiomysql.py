@@ -98,7 +98,7 @@ class AiomysqlAdapter(Unpooled):
                 self.belongs(connection, pool)
                 self.opened(pool, began)
                 return result
-            self.closed(connection)  # which may have been lost without anybody saying so
+            self.disconnected(connection)  # which may have been lost without anybody saying so
             use = self.connects((connection,), {})
             if use is None:
                 return await original(connection, *arguments, **keywords)
@@ -115,7 +115,7 @@ class AiomysqlAdapter(Unpooled):
     def _closing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def close(connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.closed(connection)
+            self.disconnected(connection)
             return original(connection, *arguments, **keywords)
 
         return close

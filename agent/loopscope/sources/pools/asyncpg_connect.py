@@ -55,7 +55,7 @@ class AsyncpgConnectAdapter(Unpooled):
     def _cleaning_up(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def _cleanup(connection: Any) -> Any:
-            self.closed(connection)
+            self.disconnected(connection)
             return original(connection)
 
         return _cleanup

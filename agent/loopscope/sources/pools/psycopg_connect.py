@@ -92,7 +92,7 @@ class PsycopgConnectAdapter(Unpooled):
     def _closing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def close(connection: Any) -> Any:
-            self.closed(connection)
+            self.disconnected(connection)
             return original(connection)
 
         return close
@@ -100,7 +100,7 @@ class PsycopgConnectAdapter(Unpooled):
     def _closing_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         async def close(connection: Any) -> Any:
-            self.closed(connection)
+            self.disconnected(connection)
             return await original(connection)
 
         return close

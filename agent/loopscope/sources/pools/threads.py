@@ -61,7 +61,7 @@ class _Aside(Meter):
     """For what is no pool of anybody's: nothing is published of it."""
 
     def __init__(self, book: PoolBook) -> None:
-        super().__init__(book, ("", KIND), lambda: None)
+        super().__init__(book, ("", KIND), lambda: None, is_counted=False)
 
     def over(
         self, kind: str, seconds: float, owner: Exchange | str, place: Place | None = None

@@ -54,7 +54,7 @@ class Unpooled(Adapter):
         except Exception as error:
             self._failed(error)
 
-    def closed(self, connection: object) -> None:
+    def disconnected(self, connection: object) -> None:
         """``connection`` is closed or lost; nothing happens unless it is one of ours."""
         end = self._ends.get(id(connection))
         if end is not None:
