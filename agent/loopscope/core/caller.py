@@ -22,12 +22,12 @@ class Caller:
 
     def __init__(self, users: UserCode) -> None:
         self._users = users
-        self._known: tuple[int, CodeType | None] = (1, None)
-        """How many calls out the user's frame was, and the code it had called."""
+        self._known: tuple[int, CodeType | None, CodeType | None] = (1, None, None)
+        """How many calls out the user's frame was, the code it had called, and its own."""
 
     def find(self) -> Place | None:
         """The innermost of the user's frames that have led here, if one has: `UserCode.caller`."""
-        depth, called = self._known
+        depth, called, users = self._known
         if called is not None:
             try:
                 frame = _frame(depth)
@@ -35,7 +35,7 @@ class Caller:
                 pass
             else:
                 code = frame.f_code
-                if _frame(depth - 1).f_code is called and self._users.owns(code):
+                if _frame(depth - 1).f_code is called and (code is users or self._users.owns(code)):
                     return code, frame.f_lasti
         here = _frame(1)
         place = self._users.caller(here)
@@ -44,10 +44,10 @@ class Caller:
         return place
 
 
-def _way(frame: FrameType | None, to: CodeType) -> tuple[int, CodeType | None]:
-    """How many calls out of its caller ``to`` is, and the code it has called; that may be None."""
+def _way(frame: FrameType | None, to: CodeType) -> tuple[int, CodeType | None, CodeType | None]:
+    """How many calls out of its caller ``to`` is, the code it has called, which may be None; it."""
     depth, called = 1, None
     while frame is not None and frame.f_code is not to:
         depth, called = depth + 1, frame.f_code
         frame = frame.f_back
-    return depth, None if frame is None else called
+    return depth, None if frame is None else called, to

@@ -20,6 +20,9 @@ METER: Final = "loopscope_meter"
 _POOL = "loopscope_pool"
 """The attribute of a connection that leads to its pool."""
 
+_MANY: Final = 1000
+"""Things in use that are worth looking through for those that are gone."""
+
 INSIDE_A_POOL: ContextVar[bool] = ContextVar("loopscope_inside_a_pool", default=False)
 """Whether it is a pool that connects right now, whose connections are not without one."""
 
@@ -51,6 +54,8 @@ class Adapter:
         self.book = book
         self._faults = faults
         self._patches: list[Patch] = []
+        self._uses: dict[int, Use] = {}
+        """By the id of what is in use."""
         self._is_on = False
 
     def arrived(self, module: ModuleType) -> None:
@@ -110,21 +115,37 @@ class Adapter:
             return None
 
     def took(self, use: Use, thing: object) -> None:
-        """``use`` has got ``thing``."""
+        """``use`` has got ``thing``, which is to be known when it is given back."""
         try:
-            use.meter.take(id(thing), use)
+            use.got()
+            key = id(thing)
+            if key in self._uses:  # whoever had that is gone, and never gave it back
+                self._uses[key].release()
+            self._uses[key] = use
         except Exception as error:
             self._failed(error)
 
-    def gave_back(self, pool: Any, thing: object) -> None:
+    def gave_back(self, thing: object) -> None:
         """``thing`` is no longer in use, whether or not it still is any good."""
         try:
-            attributes: dict[str, Any] | None = getattr(pool, "__dict__", None)
-            meter: Meter | None = attributes.get(METER) if attributes else None
-            if meter is not None:  # else it was taken unmeasured
-                meter.give_back(id(thing))
+            use = self._uses.pop(id(thing), None)
+            if use is not None:  # else it was taken unmeasured
+                use.release()
         except Exception as error:
             self._failed(error)
+
+    def lasts(self, thing: object) -> None:
+        """``thing``, which is in use, may be held for as long as whoever has it likes."""
+        use = self._uses.get(id(thing))
+        if use is not None:
+            use.lasts()
+
+    def tidy_up(self) -> None:
+        """Forget what has gone with its pool, without having been given back."""
+        if len(self._uses) > _MANY:
+            gone = [key for key, use in list(self._uses.items()) if use not in use.meter.held]
+            for key in gone:
+                self._uses.pop(key, None)
 
     def opened(self, pool: Any, began: float) -> None:
         """Something new has been made for ``pool``, begun at that moment of the book's clock."""
@@ -144,15 +165,6 @@ class Adapter:
         if meter is not None:
             delattr(pool, METER)
             meter.close()
-
-    def lasts(self, pool: Any, thing: object) -> None:
-        """``thing``, which is in use, may be held for as long as whoever has it likes."""
-        try:
-            meter = self.meter_of(pool)
-            if meter is not None:
-                meter.lasts(id(thing))
-        except Exception as error:
-            self._failed(error)
 
     def belongs(self, thing: Any, pool: Any) -> None:
         """``thing`` is ``pool``'s, which its library does not have it know: see ``pool_of``."""

@@ -81,7 +81,7 @@ class AiohttpAdapter(ClientAdapter):
     def _releasing(self, original: _Function) -> _Function:
         @wraps(original)
         def _release(pool: Any, key: Any, protocol: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.gave_back(pool, protocol)
+            self.gave_back(protocol)
             return original(pool, key, protocol, *arguments, **keywords)
 
         return _release

@@ -71,7 +71,7 @@ class AiomysqlAdapter(Unpooled):
     def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def release(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.gave_back(pool, connection)
+            self.gave_back(connection)
             return original(pool, connection, *arguments, **keywords)
 
         return release

@@ -78,7 +78,7 @@ class AsyncpgAdapter(Adapter):
     def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def _release(holder: Any) -> Any:
-            self.gave_back(getattr(holder, "_pool", None), holder)
+            self.gave_back(holder)
             return original(holder)
 
         return _release

@@ -267,14 +267,13 @@ class PoolBook:
 
     def _look_for_leak(self, use: Use, now: float, shown: dict[_Key, float]) -> None:
         use.settle()
-        reason = use.reason_to_worry(now, self._leak_after)
-        is_new = use.leaked is None
-        use.leaked = reason
-        if reason is not None:
-            shown[metrics.LEAKED, (*use.meter.labels, reason)] += 1
-            if is_new:
+        is_news = use.look(now, self._leak_after)
+        if use.leaked is not None:
+            shown[metrics.LEAKED, (*use.meter.labels, use.leaked)] += 1
+            if is_news:
                 site = self.users.describe_place(use.place)
-                self._on_leak(Leak(*use.meter.labels, reason, site, use.route, now - use.since))
+                held = now - use.since
+                self._on_leak(Leak(*use.meter.labels, use.leaked, site, use.route, held))
 
     def _add(self, metric: Metric, labels: _Labels, value: float) -> None:
         number = self._numbers.admit((metric, labels))

@@ -67,7 +67,6 @@ class Meter:
         self.now = book.now
         self.series: dict[tuple[str, str], Series] = {}
         """By kind of event and route; for whoever folds."""
-        self._by_key: dict[int, Use] = {}
         self._asking = Caller(book.users)
         self._opening = Caller(book.users)
 
@@ -77,26 +76,6 @@ class Meter:
         ``is_phase`` is false where the wait is no ``pool_wait`` of the request's.
         """
         return kind(self, current(), self.now(), self._asking.find(), is_phase)
-
-    def take(self, key: int, use: Use) -> None:
-        """``use`` has what it wanted, which is to be known by ``key`` when it is given back."""
-        use.got()
-        before = self._by_key.pop(key, None)
-        if before is not None:  # it never was
-            before.release()
-        self._by_key[key] = use
-
-    def give_back(self, key: int) -> None:
-        """What is known by ``key`` has been given back; nothing happens if it never was taken."""
-        use = self._by_key.pop(key, None)
-        if use is not None:
-            use.release()
-
-    def lasts(self, key: int) -> None:
-        """What is known by ``key`` is no leak for being held long."""
-        use = self._by_key.get(key)
-        if use is not None:
-            use.is_lasting = True
 
     def opened(self, seconds: float) -> None:
         """Something new has been made, which took so long; by whom is seen from who calls."""

@@ -82,7 +82,7 @@ class PsycopgAdapter(Adapter):
     def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def putconn(pool: Any, conn: Any) -> Any:
-            self.gave_back(pool, conn)
+            self.gave_back(conn)
             return original(pool, conn)
 
         return putconn
@@ -90,7 +90,7 @@ class PsycopgAdapter(Adapter):
     def _releasing_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         async def putconn(pool: Any, conn: Any) -> Any:
-            self.gave_back(pool, conn)
+            self.gave_back(conn)
             return await original(pool, conn)
 
         return putconn

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from loopscope.core.patch import Patch
-from loopscope.sources.pools.adapter import METER, Adapter
+from loopscope.sources.pools.adapter import Adapter
 from loopscope.sources.pools.meter import Level
 
 _Function = Callable[..., Any]
@@ -89,8 +89,7 @@ class PymongoAdapter(Adapter):
 
         @wraps(original)
         def checkin(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            if METER in vars(pool):  # which monitors' have not
-                self.gave_back(pool, connection)
+            self.gave_back(connection)
             return original(pool, connection, *arguments, **keywords)
 
         return checkin

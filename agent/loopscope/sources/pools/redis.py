@@ -75,7 +75,7 @@ class RedisPools(Adapter):
 
         @wraps(original)
         def register_connect_callback(connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.lasts(self.pool_of(connection), connection)
+            self.lasts(connection)
             return original(connection, *arguments, **keywords)
 
         return register_connect_callback
@@ -119,7 +119,7 @@ class RedisAdapter(RedisPools):
     def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         async def release(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.gave_back(pool, connection)
+            self.gave_back(connection)
             return await original(pool, connection, *arguments, **keywords)
 
         return release

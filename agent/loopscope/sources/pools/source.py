@@ -79,6 +79,8 @@ class PoolsSource:
         """Publish what pools there are, and what has happened in them."""
         for lookout in self._lookouts:
             self._look(lookout)
+        for adapter in self._adapters:
+            adapter.tidy_up()
         self.book.refresh()
 
     def _look(self, lookout: Lookout) -> None:

@@ -100,7 +100,7 @@ class SqlalchemyAdapter(Adapter):
     def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def _return_conn(pool: Any, record: Any) -> Any:
-            self.gave_back(pool, record)
+            self.gave_back(record)
             return original(pool, record)
 
         return _return_conn
@@ -109,7 +109,7 @@ class SqlalchemyAdapter(Adapter):
         @wraps(original)
         def detach(connection: Any) -> Any:
             record = getattr(connection, "_connection_record", None)
-            self.gave_back(getattr(connection, "_pool", None), record)
+            self.gave_back(record)
             return original(connection)
 
         return detach

@@ -18,6 +18,19 @@ _GRACE = 1.0
 """Seconds for which whoever has ended may still hold something: given back by a task it left."""
 
 
+class _Aftermath:
+    """What is kept of a use that has lasted: most are over before anybody looks."""
+
+    __slots__ = ("claim", "ended", "is_lasting", "leaked", "route")
+
+    def __init__(self) -> None:
+        self.route = ""
+        self.claim: Claim | None = None
+        self.ended = 0.0
+        self.leaked: Reason | None = None
+        self.is_lasting = False
+
+
 class Use:
     """It waits, then it has what it wanted, then it is over. For one thread at a time.
 
@@ -25,8 +38,8 @@ class Use:
     phase of its own (``is_phase`` false).
     """
 
-    __slots__ = ("_claim", "_ended", "_exchange", "_gaps", "_got", "_stay",
-                 "asked", "is_lasting", "leaked", "meter", "place", "route")  # fmt: skip
+    __slots__ = ("_aftermath", "_exchange", "_gaps", "_got", "_stay",
+                 "asked", "meter", "place")  # fmt: skip
 
     def __init__(
         self,
@@ -40,18 +53,11 @@ class Use:
         self.asked = now
         self.place = place
         """The line of the user's code that asked, as code and instruction."""
-        self.route = ""
-        """Whose it is, once that is all that is kept of the request."""
-        self.leaked: Reason | None = None
-        """Why it counts as a leak, as of the latest look."""
-        self.is_lasting = False
-        """Whether it may be held for as long as whoever has it likes: a subscription."""
         self._exchange = exchange
-        self._claim: Claim | None = None
         self._got = 0.0
-        self._ended = 0.0
         self._gaps: Gaps | None = None
         self._stay: Stay | None = None
+        self._aftermath: _Aftermath | None = None
         if exchange is not None and is_phase:
             self._gaps = gaps = exchange.own_gaps()
             if gaps is not None:
@@ -77,6 +83,16 @@ class Use:
         """The request whose it is, or that one's route; "" outside of requests."""
         return self._exchange or self.route
 
+    @property
+    def route(self) -> str:
+        """Whose it is, once that is all that is kept of the request."""
+        return "" if self._aftermath is None else self._aftermath.route
+
+    @property
+    def leaked(self) -> Reason | None:
+        """Why it counts as a leak, as of the latest look."""
+        return None if self._aftermath is None else self._aftermath.leaked
+
     def route_so_far(self) -> str:
         """The route of the request whose it is, as far as that is known; "" outside of requests."""
         exchange = self._exchange
@@ -90,7 +106,7 @@ class Use:
         self._got = now = meter.now()
         self._stop_waiting(now)
         meter.held.add(self)
-        meter.over("wait", now - self.asked, self.owner)
+        meter.over("wait", now - self.asked, self._exchange or self.route)
 
     def failed(self, error: BaseException) -> None:
         """It will not have it."""
@@ -104,15 +120,27 @@ class Use:
         meter = self.meter
         if self in meter.held:
             meter.held.discard(self)
-            meter.over("use", meter.now() - self._got, self.owner)
+            meter.over("use", meter.now() - self._got, self._exchange or self.route)
+
+    def lasts(self) -> None:
+        """It may be held for as long as whoever has it likes: a subscription."""
+        self._after().is_lasting = True
+
+    def look(self, now: float, leak_after: float) -> bool:
+        """See whether it counts as a leak; whether that is news."""
+        before = self.leaked
+        reason = self.reason_to_worry(now, leak_after)
+        self._after().leaked = reason
+        return before is None and reason is not None
 
     def reason_to_worry(self, now: float, leak_after: float) -> Reason | None:
         """Why it is to be called a leak; None while it is not."""
+        after = self._after()
         if self._has_ended():
-            self._ended = self._ended or now
-            if now - self._ended >= _GRACE:
+            after.ended = after.ended or now
+            if now - after.ended >= _GRACE:
                 return "request_ended"
-        is_too_long = now - self._got >= leak_after and not self.is_lasting
+        is_too_long = now - self._got >= leak_after and not after.is_lasting
         return "held_too_long" if is_too_long else None
 
     def settle(self) -> None:
@@ -122,16 +150,24 @@ class Use:
         """
         exchange = self._exchange
         if exchange is not None:
-            self.route = exchange.route_so_far()
-            if self.route or not exchange.is_under_way():
-                self._claim = Claim(exchange)
+            after = self._after()
+            after.route = exchange.route_so_far()
+            if after.route or not exchange.is_under_way():
+                after.claim = Claim(exchange)
                 self._exchange = None
+
+    def _after(self) -> _Aftermath:
+        after = self._aftermath
+        if after is None:
+            after = self._aftermath = _Aftermath()
+        return after
 
     def _has_ended(self) -> bool:
         """Whether it was a request's that is over."""
-        exchange = self._exchange if self._claim is None else self._claim()
+        claim = self._after().claim
+        exchange = self._exchange if claim is None else claim()
         if exchange is None:
-            return self._claim is not None
+            return claim is not None
         return not exchange.is_under_way()
 
     def _stop_waiting(self, now: float) -> None:
