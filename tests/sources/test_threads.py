@@ -27,7 +27,7 @@ from starlette.routing import Route
 from loopscope import Loopscope
 from loopscope.agent import Agent, current_agent, stop_agent
 from loopscope.core.faults import Faults
-from loopscope.sources.ledger import CURRENT, current
+from loopscope.sources.ledger import current
 from tests.harness import Server, call, http_scope, published
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
@@ -300,6 +300,14 @@ async def test_a_request_that_fails_in_a_thread_adds_up() -> None:
 
 
 @every_hop
+async def test_the_thread_knows_its_request_from_the_first_step(hop: Hop) -> None:
+    """Even if nobody had asked for the request when its context was copied, nor waited."""
+    seen: list[object] = []
+    await call(handing(lambda: seen.append(current()), hop))
+    assert seen[0] is not None
+
+
+@every_hop
 async def test_the_thread_knows_its_request(hop: Hop) -> None:
     """In the thread the request is the current one, and afterwards the thread knows none."""
     seen: list[object] = []
@@ -320,11 +328,11 @@ async def test_an_executors_thread_forgets_its_request() -> None:
     with ThreadPoolExecutor(1) as executor:
         await call(
             handing(
-                lambda: seen.append(CURRENT.get()),
+                lambda: seen.append(current()),
                 lambda f: asyncio.get_running_loop().run_in_executor(executor, f),
             )
         )
-        executor.submit(lambda: seen.append(CURRENT.get())).result()
+        executor.submit(lambda: seen.append(current())).result()
     assert seen[0] is not None
     assert seen[1] is None
 

@@ -69,6 +69,10 @@ class Server(Protocol):
 SERVERS: dict[int, Server] = {}
 """By the thread they serve."""
 
+HELPERS: dict[int, Claim] = {}
+"""By the thread that runs something for it right now. A context is no help there: an executor's has
+none, and the one that ``asyncio.to_thread`` copies may be from before anybody asked."""
+
 
 def current() -> Exchange | None:
     """The request whose code asks, if it is one's and under way.
@@ -78,8 +82,11 @@ def current() -> Exchange | None:
     and here when somebody asks before that.
     """
     claim = CURRENT.get()
-    server = SERVERS.get(get_ident())
-    latest = None if server is None else server.latest
+    thread = get_ident()
+    server = SERVERS.get(thread)
+    if server is None:
+        return claimed(claim) or claimed(HELPERS.get(thread))
+    latest = server.latest
     if latest is None or latest.steps is not None or not latest.is_under_way():
         return claimed(claim)
     if claim is None or claim() is not latest:  # this is its first step
@@ -87,6 +94,12 @@ def current() -> Exchange | None:
         mine.within = _lasting(claim)
         CURRENT.set(mine)
     return latest
+
+
+def claim_on(exchange: Exchange) -> Claim:
+    """A claim of ``exchange``, which is ``current``: the context's, if that has it."""
+    claim = CURRENT.get()
+    return claim if claim is not None and claim() is exchange else Claim(exchange)
 
 
 def claimed(claim: Claim | None) -> Exchange | None:

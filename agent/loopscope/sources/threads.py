@@ -18,8 +18,9 @@ The waiting coroutine's future is looked up when the function returns: since it 
 else, what comes then is waiting for the loop. A thread so quick that nobody has begun to wait by
 then leaves that open.
 
-In an executor's thread there is no context of the request; its ``CURRENT`` is set around the
-function. Tracebacks from the thread have one frame more, which holds on to nothing.
+In an executor's thread there is no context of the request; the thread is its helper while the
+function runs (``ledger.HELPERS``). Tracebacks from the thread have one frame more, which holds on
+to nothing.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from asyncio import CancelledError
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import wraps
+from threading import get_ident
 from types import CoroutineType, ModuleType
 from typing import Any
 from weakref import ref
@@ -36,7 +38,7 @@ from loopscope.core.faults import Faults
 from loopscope.core.imports import Imports
 from loopscope.core.patch import Patch
 from loopscope.sources.futures import future_of, stand_in
-from loopscope.sources.ledger import CURRENT, Claim, current
+from loopscope.sources.ledger import HELPERS, Claim, claim_on, current
 from loopscope.sources.pools.job import Job, why
 from loopscope.sources.pools.threads import ThreadPools
 
@@ -48,7 +50,7 @@ class _Job(Job):
 
     source: ThreadsSource
     claim: Claim | None
-    """What is to be ``CURRENT`` in the thread; None where nothing needs to be done for that."""
+    """Whose the thread is meanwhile; None where nothing needs to be done for that."""
 
     def __call__(self, /, *args: Any, **keywords: Any) -> Any:
         """Call the function, in whichever thread this is."""
@@ -57,17 +59,23 @@ class _Job(Job):
             self.begin()
         except Exception as error:
             self.source.failed(error)
-        token = None if self.claim is None else CURRENT.set(self.claim)
+        claim, thread = self.claim, get_ident()
+        before = HELPERS.get(thread)
+        if claim is not None:
+            HELPERS[thread] = claim
         try:
             return function(*args, **keywords)
         finally:
-            if token is not None:
-                CURRENT.reset(token)
+            if before is not None:
+                HELPERS[thread] = before
+            elif claim is not None:
+                HELPERS.pop(thread, None)
             try:
                 self.end()
             except Exception as error:
                 self.source.failed(error)
-            del self, function, args, keywords, token  # a traceback would come full circle
+            # a traceback would come full circle
+            del self, function, args, keywords, claim, thread, before
 
     def refused(self, error: BaseException) -> None:
         """Nobody will ever call it, for this reason."""
@@ -201,7 +209,7 @@ class ThreadsSource:
             exchange = current()
             job = _ExecutorJob(meter, exchange, function)
             job.source = self
-            job.claim = None if exchange is None else CURRENT.get()
+            job.claim = None if exchange is None else claim_on(exchange)
             return job
         except Exception as error:
             self.failed(error)
