@@ -171,7 +171,9 @@ async def test_a_connection_is_made_by_a_line_of_the_service(postgres: str) -> N
     (made,) = label_sets("loopscope_pool_creations_total")
     assert (made["pool"], made["http_route"]) == ("postgres", "/work")
     assert made["site"].endswith(use.__qualname__)
-    assert [labels["pool"] for labels in label_sets("loopscope_pool_in_use", **KIND)] == ["postgres"]
+    assert [labels["pool"] for labels in label_sets("loopscope_pool_in_use", **KIND)] == [
+        "postgres"
+    ]
     await pool.close()
 
 

@@ -34,7 +34,9 @@ def figure(name: str, pool: str, **labels: str) -> float:
 
 
 def names() -> list[str]:
-    return sorted(labels["pool"] for labels in label_sets("loopscope_pool_capacity", kind="threads"))
+    return sorted(
+        labels["pool"] for labels in label_sets("loopscope_pool_capacity", kind="threads")
+    )
 
 
 class Timed:
