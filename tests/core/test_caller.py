@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from types import FunctionType
+from typing import Any
+
+import pytest
 
 from loopscope.core.caller import Caller
 from loopscope.core.stacks import UserCode, line_at
@@ -51,3 +55,20 @@ def test_a_library_that_calls_by_itself_is_nobodys_line() -> None:
     """Nor is there one where none of the frames is the user's."""
     nobody = Caller(UserCode(roots=["/nowhere"]))
     assert nobody.find() is None
+
+
+def test_who_runs_a_loop_is_no_caller() -> None:
+    """A plain function further out than a coroutine drives it: uvloop shows no frame between."""
+    lone = library("async def lone(): return find()", find=caller.find)
+    assert driven(lone()) is None
+
+    async def mine() -> object:
+        return await lone()
+
+    assert users.describe_place(driven(mine())).endswith("<locals>.mine")
+
+
+def driven(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    with pytest.raises(StopIteration) as ended:
+        coroutine.send(None)
+    return ended.value.value

@@ -67,7 +67,8 @@ class Running:
 
     def __init__(self, command: Command, log: Path, **environ: str) -> None:
         self.port, self.admin, self.log = free_port(), free_port(), log
-        listen = {"LOOPSCOPE_LISTEN": f"127.0.0.1:{self.admin}"}
+        # what workers share is in a folder of its own, and gone with the test's
+        listen = {"LOOPSCOPE_LISTEN": f"127.0.0.1:{self.admin}", "TMPDIR": str(log.parent)}
         with log.open("wb") as said:
             self.process = subprocess.Popen(
                 command(self.port),

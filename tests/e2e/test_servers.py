@@ -139,7 +139,10 @@ def listens(process: psutil.Process, port: int) -> bool:
 
 
 def test_workers_of_a_preloaded_app_each_start_afresh(tmp_path: Path) -> None:
-    """An app imported before the fork is measured by its worker, and by that one's successor."""
+    """An app imported before the fork is measured by its worker, and by that one's successor.
+
+    What the first had counted is not lost with it.
+    """
     with Running(lambda port: gunicorn(port, "--preload"), tmp_path / "log") as server:
         assert server.becomes(1, OUTCOMES, http_route="/ready", outcome="ok")
         (first,) = server.workers
@@ -150,11 +153,11 @@ def test_workers_of_a_preloaded_app_each_start_afresh(tmp_path: Path) -> None:
         server.client.close()
         for _ in range(3):
             urlopen(f"http://127.0.0.1:{server.port}/ready", timeout=PATIENCE).close()
-        assert server.becomes(3, OUTCOMES, http_route="/ready", outcome="ok")
+        assert server.becomes(1 + 3, OUTCOMES, http_route="/ready", outcome="ok")
 
 
 def test_a_second_worker_without_a_port_serves_all_the_same(tmp_path: Path) -> None:
-    """Two workers, one port for figures: that is said once, and both answer every request."""
+    """Two workers, one port for figures: one speaks for both, and both answer every request."""
     with Running(lambda port: gunicorn(port, "--workers", "2"), tmp_path / "log") as server:
         assert eventually(lambda: len(server.workers) == 2)
         for other in server.workers:
@@ -163,6 +166,6 @@ def test_a_second_worker_without_a_port_serves_all_the_same(tmp_path: Path) -> N
                 with urlopen(f"http://127.0.0.1:{server.port}/ready", timeout=PATIENCE) as answer:
                     assert answer.status == 200
             other.resume()
-        assert eventually(lambda: "cannot listen on" in server.said)
+        assert server.becomes(2, "loopscope_workers")
         assert server.stop() == 0
-        assert server.said.count("cannot listen on") == 1
+        assert "cannot listen on" not in server.said

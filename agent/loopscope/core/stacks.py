@@ -31,7 +31,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from inspect import CO_COROUTINE
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final, TypeAlias, TypeVar
@@ -70,6 +70,9 @@ _LOOP: Final = frozenset(
     }
 )
 """Frames that run a loop: whatever is further out waits for the loop to end."""
+
+_SUSPENDS: Final = CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
+"""Flags of code that can be further out than a coroutine without running a loop."""
 
 _HANDLE_RUN: Final = asyncio.Handle._run.__code__  # noqa: SLF001
 _RUNNER_RUN: Final = asyncio.Runner.run.__code__
@@ -179,25 +182,28 @@ class UserCode:
         """Where in the user's code ``frame``, one of this thread's, has been called from.
 
         For each use of a pool, so nothing is named yet. None where no frame is the user's, short of
-        those that run the loop. Where the loop is uvloop's and was started otherwise than by
-        ``asyncio.Runner``, as ``uvloop.run`` and servers do, that may be the line that runs it.
+        those that run the loop: asyncio's own are known, and a plain function further out than a
+        coroutine can do nothing else.
 
         The frames of a ``greenlet`` (the present one, if none is given) end where it was started; a
         coroutine that drives one waits for it there, as SQLAlchemy's do, and is looked at next.
         """
         files = self._files
         executed: Place | None = None
+        is_inside = False
         while frame is not None:
             code = frame.f_code
+            suspends = code.co_flags & _SUSPENDS
             if code is _HANDLE_RUN or code is _RUNNER_RUN:
                 return executed
             file = files.get(code.co_filename)
             if file is None:
                 file = self._file(code)
-            if file.users:
+            if file.users and (suspends or not is_inside):
                 if code.co_filename != _EXECUTED:
                     return code, frame.f_lasti
                 executed = executed or (code, frame.f_lasti)
+            is_inside = is_inside or code.co_flags & CO_COROUTINE > 0
             frame = frame.f_back
         driver = _driver(greenlet)
         beyond = None if driver is None else self.caller(driver.gr_frame, driver)
