@@ -24,6 +24,7 @@ import loopscope.asgi
 import loopscope.sources.children
 import loopscope.sources.exchange
 import loopscope.sources.factory
+import loopscope.sources.pools.adapter
 from loopscope.sources.pools.source import ADAPTERS
 
 _DRIVERS = [
@@ -31,6 +32,7 @@ _DRIVERS = [
     loopscope.sources.children,
     loopscope.sources.exchange,
     loopscope.sources.factory,
+    loopscope.sources.pools.adapter,
     *(sys.modules[adapter.__module__] for adapter in ADAPTERS),
 ]
 

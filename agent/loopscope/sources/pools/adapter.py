@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial, wraps
+from inspect import iscoroutinefunction
 from types import ModuleType
 from typing import Any, ClassVar, Final
 from weakref import ref
@@ -36,6 +38,9 @@ def making() -> Generator[None, None, None]:
         yield
     finally:  # without a token: a coroutine that is garbage may be closed in another context
         INSIDE_A_POOL.set(before)
+
+
+Function = Callable[..., Any]
 
 
 class Adapter:
@@ -113,6 +118,81 @@ class Adapter:
         except Exception as error:
             self._failed(error)
             return None
+
+    def acquiring(
+        self,
+        original: Function,
+        *,
+        thing: Callable[[Any], object] | None = None,
+        reason: Callable[[BaseException], BaseException] | None = None,
+        skips: Callable[[Any], bool] | None = None,
+    ) -> Function:
+        """What stands in for the function, of either colour, that takes something out of a pool.
+
+        ``thing`` says of what it returns what will be given back, if that is something else;
+        ``reason`` of an error what it comes from; ``skips`` is true of pools not to be measured.
+        """
+        ask: Callable[[Any], Use | None] = self.ask
+        if skips is not None:
+            ask = partial(self._ask_unless, skips)
+        took: Callable[[Use, Any], None] = self.took
+        if thing is not None:
+            took = partial(self._took_of, thing)
+
+        def failed(use: Use, error: BaseException) -> None:
+            use.failed(error if reason is None else reason(error))
+
+        @wraps(original)
+        async def acquire_async(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            use = ask(pool)
+            if use is None:
+                return await original(pool, *arguments, **keywords)
+            try:
+                taken = await original(pool, *arguments, **keywords)
+            except BaseException as error:
+                failed(use, error)
+                raise
+            took(use, taken)
+            return taken
+
+        @wraps(original)
+        def acquire(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            use = ask(pool)
+            if use is None:
+                return original(pool, *arguments, **keywords)
+            try:
+                taken = original(pool, *arguments, **keywords)
+            except BaseException as error:
+                failed(use, error)
+                raise
+            took(use, taken)
+            return taken
+
+        return acquire_async if iscoroutinefunction(original) else acquire
+
+    def _ask_unless(self, skips: Callable[[Any], bool], pool: Any) -> Use | None:
+        return None if skips(pool) else self.ask(pool)
+
+    def _took_of(self, thing: Callable[[Any], object], use: Use, taken: Any) -> None:
+        self.took(use, thing(taken))
+
+    def releasing(self, original: Function) -> Function:
+        """What stands in for the function, of either colour, that gives its argument back."""
+
+        def give_back(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            self.gave_back(arguments[0] if arguments else next(iter(keywords.values()), None))
+
+        @wraps(original)
+        async def release_async(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            give_back(arguments, keywords)
+            return await original(pool, *arguments, **keywords)
+
+        @wraps(original)
+        def release(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            give_back(arguments, keywords)
+            return original(pool, *arguments, **keywords)
+
+        return release_async if iscoroutinefunction(original) else release
 
     def took(self, use: Use, thing: object) -> None:
         """``use`` has got ``thing``, which is to be known when it is given back."""

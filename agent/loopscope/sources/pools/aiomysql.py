@@ -34,8 +34,8 @@ class AiomysqlAdapter(Unpooled):
 
     def patch(self, module: ModuleType) -> None:
         pool, connection = module.Pool, module.Connection
-        self.keep(Patch(pool, "_acquire", self._acquiring))
-        self.keep(Patch(pool, "release", self._releasing))
+        self.keep(Patch(pool, "_acquire", self.acquiring))
+        self.keep(Patch(pool, "release", self.releasing))
         self.keep(Patch(pool, "_fill_free_pool", self._filling))
         self.keep(Patch(connection, "_connect", self._connecting))
         self.keep(Patch(connection, "close", self._closing))
@@ -51,30 +51,6 @@ class AiomysqlAdapter(Unpooled):
 
     def level_of(self, pool: Any) -> Level:
         return Level(capacity=pool.maxsize, idle=pool.freesize)
-
-    def _acquiring(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        async def _acquire(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self.ask(pool)
-            if use is None:
-                return await original(pool, *arguments, **keywords)
-            try:
-                connection = await original(pool, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(error)
-                raise
-            self.took(use, connection)
-            return connection
-
-        return _acquire
-
-    def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def release(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.gave_back(connection)
-            return original(pool, connection, *arguments, **keywords)
-
-        return release
 
     def _filling(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)

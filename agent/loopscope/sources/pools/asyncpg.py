@@ -11,7 +11,7 @@ that are measured, those made before are not. ``type(pool) is asyncpg.Pool`` sta
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +40,7 @@ class AsyncpgAdapter(Adapter):
     def patch(self, module: ModuleType) -> None:
         pools: Any = module.pool
         original = pools.Pool
-        self.keep(Patch(original, "_acquire", self._acquiring))
+        self.keep(Patch(original, "_acquire", partial(self.acquiring, thing=_holder_of)))
         self.keep(Patch(original, "_get_new_connection", self._connecting))
         self.keep(Patch(pools.PoolConnectionHolder, "_release", self._releasing))
 
@@ -58,22 +58,6 @@ class AsyncpgAdapter(Adapter):
 
     def level_of(self, pool: Any) -> Level:
         return Level(capacity=pool.get_max_size(), idle=pool.get_idle_size())
-
-    def _acquiring(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        async def _acquire(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self.ask(pool)
-            if use is None:
-                return await original(pool, *arguments, **keywords)
-            try:
-                connection = await original(pool, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(error)
-                raise
-            self.took(use, getattr(connection, "_holder", None))
-            return connection
-
-        return _acquire
 
     def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -93,3 +77,8 @@ class AsyncpgAdapter(Adapter):
             return connection
 
         return _get_new_connection
+
+
+def _holder_of(connection: Any) -> object:
+    """What a pool has for a connection, be that open or not."""
+    return getattr(connection, "_holder", None)

@@ -29,11 +29,11 @@ class PsycopgAdapter(Adapter):
         pool: Any = module.ConnectionPool
         async_pool: Any = module.AsyncConnectionPool
         for owner, name, make in (
-            (pool, "getconn", self._acquiring),
-            (pool, "putconn", self._releasing),
+            (pool, "getconn", self.acquiring),
+            (pool, "putconn", self.releasing),
             (pool, "_connect", self._connecting),
-            (async_pool, "getconn", self._acquiring_async),
-            (async_pool, "putconn", self._releasing_async),
+            (async_pool, "getconn", self.acquiring),
+            (async_pool, "putconn", self.releasing),
             (async_pool, "_connect", self._connecting_async),
         ):
             self.keep(Patch(owner, name, make))
@@ -46,54 +46,6 @@ class PsycopgAdapter(Adapter):
     def level_of(self, pool: Any) -> Level:
         stats = pool.get_stats()
         return Level(capacity=stats["pool_max"] or None, idle=stats["pool_available"])
-
-    def _acquiring(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def getconn(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self.ask(pool)
-            if use is None:
-                return original(pool, *arguments, **keywords)
-            try:
-                connection = original(pool, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(error)
-                raise
-            self.took(use, connection)
-            return connection
-
-        return getconn
-
-    def _acquiring_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        async def getconn(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self.ask(pool)
-            if use is None:
-                return await original(pool, *arguments, **keywords)
-            try:
-                connection = await original(pool, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(error)
-                raise
-            self.took(use, connection)
-            return connection
-
-        return getconn
-
-    def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def putconn(pool: Any, conn: Any) -> Any:
-            self.gave_back(conn)
-            return original(pool, conn)
-
-        return putconn
-
-    def _releasing_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        async def putconn(pool: Any, conn: Any) -> Any:
-            self.gave_back(conn)
-            return await original(pool, conn)
-
-        return putconn
 
     def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)

@@ -13,7 +13,7 @@ server are left out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from math import isinf
 from types import ModuleType
 from typing import Any
@@ -34,13 +34,13 @@ class PymongoAdapter(Adapter):
     def patch(self, module: ModuleType) -> None:
         library: Any = module
         pool = library.asynchronous.pool.Pool
-        self.keep(Patch(pool, "_get_conn", self._acquiring))
-        self.keep(Patch(pool, "checkin", self._releasing))
+        self.keep(Patch(pool, "_get_conn", partial(self.acquiring, skips=_is_monitors)))
+        self.keep(Patch(pool, "checkin", self.releasing))
         self.keep(Patch(pool, "connect", self._connecting))
         self.keep(Patch(pool, "close", self._closing))
         pool = library.synchronous.pool.Pool
-        self.keep(Patch(pool, "_get_conn", self._acquiring_in_thread))
-        self.keep(Patch(pool, "checkin", self._releasing))
+        self.keep(Patch(pool, "_get_conn", partial(self.acquiring, skips=_is_monitors)))
+        self.keep(Patch(pool, "checkin", self.releasing))
         self.keep(Patch(pool, "connect", self._connecting_in_thread))
         self.keep(Patch(pool, "close", self._closing))
 
@@ -51,48 +51,6 @@ class PymongoAdapter(Adapter):
     def level_of(self, pool: Any) -> Level:
         limit = pool.max_pool_size
         return Level(capacity=None if isinf(limit) else limit, idle=len(pool.conns))
-
-    def _acquiring(self, original: _Function) -> _Function:
-        @wraps(original)
-        async def _get_conn(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = None if _is_monitors(pool) else self.ask(pool)
-            if use is None:
-                return await original(pool, *arguments, **keywords)
-            try:
-                connection = await original(pool, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(error)
-                raise
-            self.took(use, connection)
-            return connection
-
-        return _get_conn
-
-    def _acquiring_in_thread(self, original: _Function) -> _Function:
-        @wraps(original)
-        def _get_conn(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = None if _is_monitors(pool) else self.ask(pool)
-            if use is None:
-                return original(pool, *arguments, **keywords)
-            try:
-                connection = original(pool, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(error)
-                raise
-            self.took(use, connection)
-            return connection
-
-        return _get_conn
-
-    def _releasing(self, original: _Function) -> _Function:
-        """For coroutines and threads alike: all it does is before the original begins."""
-
-        @wraps(original)
-        def checkin(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.gave_back(connection)
-            return original(pool, connection, *arguments, **keywords)
-
-        return checkin
 
     def _connecting(self, original: _Function) -> _Function:
         @wraps(original)

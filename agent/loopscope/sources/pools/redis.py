@@ -12,7 +12,7 @@ of a synchronous one have a client each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import PurePath
 from queue import Empty
 from types import ModuleType
@@ -88,41 +88,16 @@ class RedisAdapter(RedisPools):
         check_version(module)
         library: Any = module.asyncio.connection
         plain, waiting = library.ConnectionPool, library.BlockingConnectionPool
-        self.keep(Patch(plain, "get_connection", lambda each: self._acquiring(each, waiting)))
-        self.keep(Patch(waiting, "get_connection", self._acquiring))
-        self.keep(Patch(plain, "release", self._releasing))
+        acquiring = partial(self.acquiring, reason=reason)
+        # the waiting one's is around the plain one's, which would count once more
+        once = partial(acquiring, skips=lambda pool: isinstance(pool, waiting))
+        self.keep(Patch(plain, "get_connection", once))
+        self.keep(Patch(waiting, "get_connection", acquiring))
+        self.keep(Patch(plain, "release", self.releasing))
         self.keep(Patch(plain, "make_connection", self.marking))
         connection = library.AbstractConnection
         self.keep(Patch(connection, connect_of(connection), self._connecting))
         self.keep(Patch(connection, "register_connect_callback", self.subscribing))
-
-    def _acquiring(
-        self, original: Callable[..., Any], other: type | tuple[()] = ()
-    ) -> Callable[..., Any]:
-        """``get_connection``, but for pools of an ``other`` class, which has its own around it."""
-
-        @wraps(original)
-        async def get_connection(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = None if isinstance(pool, other) else self.ask(pool)
-            if use is None:
-                return await original(pool, *arguments, **keywords)
-            try:
-                connection = await original(pool, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(reason(error))
-                raise
-            self.took(use, connection)
-            return connection
-
-        return get_connection
-
-    def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        async def release(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.gave_back(connection)
-            return await original(pool, connection, *arguments, **keywords)
-
-        return release
 
     def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)

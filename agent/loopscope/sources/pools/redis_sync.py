@@ -7,7 +7,7 @@ one does everything itself, and keeps what is idle in a queue.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import wraps
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +22,8 @@ class RedisSyncAdapter(RedisPools):
         check_version(module)
         library: Any = module.connection
         for pool in (library.ConnectionPool, library.BlockingConnectionPool):
-            self.keep(Patch(pool, "get_connection", self._acquiring))
-            self.keep(Patch(pool, "release", self._releasing))
+            self.keep(Patch(pool, "get_connection", partial(self.acquiring, reason=reason)))
+            self.keep(Patch(pool, "release", self.releasing))
             self.keep(Patch(pool, "make_connection", self.marking))
         connection = library.AbstractConnection
         self.keep(Patch(connection, connect_of(connection), self._connecting))
@@ -38,30 +38,6 @@ class RedisSyncAdapter(RedisPools):
     def is_connected(self, connection: Any) -> bool:
         inner: Any = getattr(connection, "_conn", connection)  # of one that caches
         return bool(inner._sock)  # noqa: SLF001
-
-    def _acquiring(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def get_connection(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self.ask(pool)
-            if use is None:
-                return original(pool, *arguments, **keywords)
-            try:
-                connection = original(pool, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(reason(error))
-                raise
-            self.took(use, connection)
-            return connection
-
-        return get_connection
-
-    def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def release(pool: Any, connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.gave_back(connection)
-            return original(pool, connection, *arguments, **keywords)
-
-        return release
 
     def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import PurePath
 from types import FrameType, ModuleType
 from typing import Any
@@ -43,12 +43,17 @@ class SqlalchemyAdapter(Adapter):
         self._queued: Any = pools.QueuePool
         self._shared: tuple[Any, ...] = (pools.StaticPool, pools.SingletonThreadPool)
         base: Any = pools.base
-        self.keep(Patch(base.Pool, "connect", self._acquiring))
-        self.keep(Patch(base.Pool, "_return_conn", self._releasing))
+        acquiring = partial(self.acquiring, thing=_record_of, skips=self._is_shared)
+        self.keep(Patch(base.Pool, "connect", acquiring))
+        self.keep(Patch(base.Pool, "_return_conn", self.releasing))
         self.keep(Patch(base._ConnectionFairy, "detach", self._detaching))  # noqa: SLF001
         self.keep(
             Patch(base._ConnectionRecord, "_ConnectionRecord__connect", self._connecting)  # noqa: SLF001
         )
+
+    def _is_shared(self, pool: Any) -> bool:
+        """Whether everybody gets the same, and nobody waits."""
+        return isinstance(pool, self._shared)
 
     def name_of(self, pool: Any) -> str:
         """As the engine says that has just asked: its pool knows nothing of where it leads."""
@@ -81,35 +86,10 @@ class SqlalchemyAdapter(Adapter):
             frame = frame.f_back
         return None
 
-    def _acquiring(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def connect(pool: Any) -> Any:
-            use = None if isinstance(pool, self._shared) else self.ask(pool)
-            if use is None:
-                return original(pool)
-            try:
-                connection = original(pool)
-            except BaseException as error:
-                use.failed(error)
-                raise
-            self.took(use, getattr(connection, "_connection_record", None))
-            return connection
-
-        return connect
-
-    def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def _return_conn(pool: Any, record: Any) -> Any:
-            self.gave_back(record)
-            return original(pool, record)
-
-        return _return_conn
-
     def _detaching(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def detach(connection: Any) -> Any:
-            record = getattr(connection, "_connection_record", None)
-            self.gave_back(record)
+            self.gave_back(_record_of(connection))
             return original(connection)
 
         return detach
@@ -126,3 +106,8 @@ class SqlalchemyAdapter(Adapter):
             return made
 
         return connect
+
+
+def _record_of(connection: Any) -> object:
+    """What a pool keeps of a connection while somebody has it."""
+    return getattr(connection, "_connection_record", None)
