@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from importlib import import_module
 from types import FunctionType
 from typing import Any
 
@@ -23,6 +24,10 @@ users = UserCode()
 caller = Caller(users)
 deep = library("def deep(depth): return deep(depth - 1) if depth else find()", find=caller.find)
 back = library("def back(function, depth): return function(depth)")
+spawn = library(
+    "async def spawn(function, *arguments): return greenlet(function).switch(*arguments)",
+    greenlet=import_module("greenlet").greenlet,
+)
 
 
 def line(function: FunctionType, *arguments: object) -> str:
@@ -66,6 +71,36 @@ def test_who_runs_a_loop_is_no_caller() -> None:
         return await lone()
 
     assert users.describe_place(driven(mine())).endswith("<locals>.mine")
+
+
+def test_who_waits_for_a_greenlet_is_the_caller_each_time() -> None:
+    """From one line or the next, through libraries of one depth and of another."""
+
+    async def one(depth: int) -> Any:
+        return await spawn(deep, depth)
+
+    async def other(depth: int) -> Any:
+        return await spawn(deep, depth)
+
+    for depth in (5, 5, 2, 5, 2, 2):
+        for function in (one, other, other, one):
+            assert users.describe_place(driven(function(depth))).endswith(
+                f"<locals>.{function.__name__}"
+            )
+
+
+def test_the_users_own_code_in_a_greenlet_comes_before_who_waits_for_it() -> None:
+    """Also where the greenlet is as deep as one that had only a library's code in it."""
+
+    def called(depth: int) -> Any:
+        return deep(depth)
+
+    async def waits(function: Callable[[int], Any], depth: int) -> Any:
+        return await spawn(function, depth)
+
+    for depth in range(1, 6):
+        assert users.describe_place(driven(waits(deep, depth))).endswith("<locals>.waits")
+        assert users.describe_place(driven(waits(called, depth - 1))).endswith("<locals>.called")
 
 
 def driven(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -3,6 +3,10 @@
 To walk out of a library frame by frame takes a microsecond or two, most of it for Python to make
 the frame objects. Whoever called once will call again, from as far away: so what is looked at first
 is the frame that was the user's last time, if the library's function inside it is the same as then.
+
+Where a library runs in a greenlet of its own, as SQLAlchemy's asyncio does, the user's frame is in
+the one that waits for it. That is gone to straight if this one is as deep as last time, and was
+started with the same function of the library's.
 """
 
 from __future__ import annotations
@@ -10,44 +14,94 @@ from __future__ import annotations
 import sys
 from types import CodeType, FrameType
 
-from loopscope.core.stacks import Place, UserCode
+from loopscope.core.stacks import Place, UserCode, driver_of
 
 _frame = sys._getframe  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+
+_Way = tuple[int, CodeType | None, CodeType | None]
+"""How many calls out the user's frame was, the code it had called, and its own."""
+
+_NO_WAY: _Way = (1, None, None)
 
 
 class Caller:
     """Finds the user's line that leads to one place in a library. Any thread."""
 
-    __slots__ = ("_known", "_users")
+    __slots__ = ("_beyond", "_known", "_users")
 
     def __init__(self, users: UserCode) -> None:
         self._users = users
-        self._known: tuple[int, CodeType | None, CodeType | None] = (1, None, None)
-        """How many calls out the user's frame was, the code it had called, and its own."""
+        self._known = _NO_WAY
+        self._beyond: tuple[int, CodeType, _Way] | None = None
+        """How deep the greenlet was, what it had been started with, and the way from its driver."""
 
     def find(self) -> Place | None:
         """The innermost of the user's frames that have led here, if one has: `UserCode.caller`."""
         depth, called, users = self._known
         if called is not None:
             try:
-                frame = _frame(depth)
+                inside = _frame(depth - 1)
             except ValueError:  # nobody is that far away
                 pass
             else:
-                code = frame.f_code
-                if _frame(depth - 1).f_code is called and (code is users or self._users.owns(code)):
-                    return code, frame.f_lasti
+                frame = inside.f_back
+                if inside.f_code is called and frame is not None:
+                    code = frame.f_code
+                    if code is users or self._users.owns(code):
+                        return code, frame.f_lasti
+        if self._beyond is not None:
+            place = self._look_beyond(*self._beyond)
+            if place is not None:
+                return place
         here = _frame(1)
         place = self._users.caller(here)
         if place is not None:
-            self._known = _way(here, place[0])
+            self._remember(here, place[0])
         return place
 
+    def _look_beyond(self, deep: int, started_with: CodeType, way: _Way) -> Place | None:
+        """Where the user's code waits for this greenlet, if all is as it was last time."""
+        try:
+            outermost = _frame(deep + 1)
+        except ValueError:
+            return None
+        if outermost.f_code is not started_with or outermost.f_back is not None:
+            return None
+        driver = driver_of()
+        depth, called, users = way
+        inside: FrameType | None = None if driver is None else driver.gr_frame
+        for _ in range(depth - 2):
+            inside = None if inside is None else inside.f_back
+        frame = None if inside is None or inside.f_code is not called else inside.f_back
+        if frame is None:
+            return None
+        code = frame.f_code
+        return (code, frame.f_lasti) if code is users or self._users.owns(code) else None
 
-def _way(frame: FrameType | None, to: CodeType) -> tuple[int, CodeType | None, CodeType | None]:
+    def _remember(self, here: FrameType, users: CodeType) -> None:
+        known = _way(here, users)
+        driver = driver_of() if known is _NO_WAY else None
+        if driver is None:
+            self._known = known
+            return
+        way = _way(driver.gr_frame, users)
+        if way[1] is not None:
+            self._beyond = (*_bottom(here), way)
+
+
+def _way(frame: FrameType | None, to: CodeType) -> _Way:
     """How many calls out of its caller ``to`` is, the code it has called, which may be None; it."""
     depth, called = 1, None
     while frame is not None and frame.f_code is not to:
         depth, called = depth + 1, frame.f_code
         frame = frame.f_back
-    return depth, None if frame is None else called, to
+    return _NO_WAY if frame is None else (depth, called, to)
+
+
+def _bottom(frame: FrameType) -> tuple[int, CodeType]:
+    """How many calls out of its caller the outermost frame is, and its code."""
+    depth = 1
+    while frame.f_back is not None:
+        depth, frame = depth + 1, frame.f_back
+    return depth, frame.f_code

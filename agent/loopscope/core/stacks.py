@@ -110,8 +110,8 @@ def is_ours(code: CodeType) -> bool:
     return code.co_filename.startswith(_OURS)
 
 
-def _driver(greenlet: Any) -> Any:
-    """The greenlet that waits in a coroutine for ``greenlet``; None without any.
+def driver_of(greenlet: Any = None) -> Any:
+    """The greenlet that waits in a coroutine for ``greenlet``, or the present; None without any.
 
     Others that wait are no callers: gevent's hub, for one, just runs whatever is ready.
     """
@@ -205,7 +205,7 @@ class UserCode:
                 executed = executed or (code, frame.f_lasti)
             is_inside = is_inside or code.co_flags & CO_COROUTINE > 0
             frame = frame.f_back
-        driver = _driver(greenlet)
+        driver = driver_of(greenlet)
         beyond = None if driver is None else self.caller(driver.gr_frame, driver)
         return beyond or executed
 
