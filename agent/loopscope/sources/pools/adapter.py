@@ -170,6 +170,25 @@ class Adapter:
 
         return acquire_async if iscoroutinefunction(original) else acquire
 
+    def closing(self, original: Function) -> Function:
+        """What stands in for the function, of either colour, that closes a pool."""
+
+        @wraps(original)
+        async def close_async(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            try:
+                return await original(pool, *arguments, **keywords)
+            finally:
+                self.closed(pool)
+
+        @wraps(original)
+        def close(pool: Any, *arguments: Any, **keywords: Any) -> Any:
+            try:
+                return original(pool, *arguments, **keywords)
+            finally:
+                self.closed(pool)
+
+        return close_async if iscoroutinefunction(original) else close
+
     def _ask_unless(self, skips: Callable[[Any], bool], pool: Any) -> Use | None:
         return None if skips(pool) else self.ask(pool)
 
@@ -241,10 +260,13 @@ class Adapter:
 
         Were it used once more, it would be another.
         """
-        meter: Meter | None = getattr(pool, METER, None)
-        if meter is not None:
-            delattr(pool, METER)
-            meter.close()
+        try:
+            meter: Meter | None = getattr(pool, METER, None)
+            if meter is not None:
+                delattr(pool, METER)
+                meter.close()
+        except Exception as error:
+            self._failed(error)
 
     def belongs(self, thing: Any, pool: Any) -> None:
         """``thing`` is ``pool``'s, which its library does not have it know: see ``pool_of``."""

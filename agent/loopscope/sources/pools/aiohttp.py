@@ -44,7 +44,7 @@ class AiohttpAdapter(ClientAdapter):
             (base, "__init__", self._making),
             (base, "connect", self._acquiring),
             (base, "_release", self._releasing),
-            (base, "_close", self._closing),
+            (base, "_close", self.closing),
             (connectors.TCPConnector, "_create_connection", self._connecting),
             (connectors.UnixConnector, "_create_connection", self._connecting),
         ):
@@ -85,16 +85,6 @@ class AiohttpAdapter(ClientAdapter):
             return original(pool, key, protocol, *arguments, **keywords)
 
         return _release
-
-    def _closing(self, original: _Function) -> _Function:
-        @wraps(original)
-        def _close(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            try:
-                return original(pool, *arguments, **keywords)
-            finally:
-                self.safely(lambda: self.closed(pool))
-
-        return _close
 
     def _connecting(self, original: _Function) -> _Function:
         @wraps(original)

@@ -48,7 +48,7 @@ class HttpcoreAdapter(ClientAdapter):
             (pools.AsyncConnectionPool, "__init__", self._making),
             (pools.AsyncConnectionPool, "create_connection", self._creating),
             (pools.AsyncConnectionPool, "handle_async_request", self._sending),
-            (pools.AsyncConnectionPool, "aclose", self._closing),
+            (pools.AsyncConnectionPool, "aclose", self.closing),
             (pools.PoolByteStream, "aclose", self._ending),
             (pools.AsyncHTTPConnection, "_connect", self._connecting),
             (proxies.AsyncForwardHTTPConnection, "handle_async_request", self._starting),
@@ -63,7 +63,7 @@ class HttpcoreAdapter(ClientAdapter):
             (pools.ConnectionPool, "__init__", self._making),
             (pools.ConnectionPool, "create_connection", self._creating),
             (pools.ConnectionPool, "handle_request", self._sending_in_thread),
-            (pools.ConnectionPool, "close", self._closing_in_thread),
+            (pools.ConnectionPool, "close", self.closing),
             (pools.PoolByteStream, "close", self._ending),
             (pools.HTTPConnection, "_connect", self._connecting_in_thread),
             (proxies.ForwardHTTPConnection, "handle_request", self._starting),
@@ -140,26 +140,6 @@ class HttpcoreAdapter(ClientAdapter):
             return original(connection, request, *arguments, **keywords)
 
         return start
-
-    def _closing(self, original: _Function) -> _Function:
-        @wraps(original)
-        async def aclose(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            try:
-                return await original(pool, *arguments, **keywords)
-            finally:
-                self.safely(lambda: self.closed(pool))
-
-        return aclose
-
-    def _closing_in_thread(self, original: _Function) -> _Function:
-        @wraps(original)
-        def close(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            try:
-                return original(pool, *arguments, **keywords)
-            finally:
-                self.safely(lambda: self.closed(pool))
-
-        return close
 
     def _connecting(self, original: _Function) -> _Function:
         @wraps(original)

@@ -37,12 +37,12 @@ class PymongoAdapter(Adapter):
         self.keep(Patch(pool, "_get_conn", partial(self.acquiring, skips=_is_monitors)))
         self.keep(Patch(pool, "checkin", self.releasing))
         self.keep(Patch(pool, "connect", self._connecting))
-        self.keep(Patch(pool, "close", self._closing))
+        self.keep(Patch(pool, "close", self.closing))
         pool = library.synchronous.pool.Pool
         self.keep(Patch(pool, "_get_conn", partial(self.acquiring, skips=_is_monitors)))
         self.keep(Patch(pool, "checkin", self.releasing))
         self.keep(Patch(pool, "connect", self._connecting_in_thread))
-        self.keep(Patch(pool, "close", self._closing))
+        self.keep(Patch(pool, "close", self.closing))
 
     def name_of(self, pool: Any) -> str:
         host, port = pool.address
@@ -73,16 +73,6 @@ class PymongoAdapter(Adapter):
             return connection
 
         return connect
-
-    def _closing(self, original: _Function) -> _Function:
-        """For coroutines and threads alike."""
-
-        @wraps(original)
-        def close(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.safely(lambda: self.closed(pool))
-            return original(pool, *arguments, **keywords)
-
-        return close
 
 
 def _is_monitors(pool: Any) -> bool:
