@@ -6,6 +6,10 @@ on reload. So a worker is known by such a socket that its parent has open as wel
 one application by having the same parent and the same sockets. Services that were merely started
 from one shell share no socket with it.
 
+The parent may well be process 1: that is what a server is in its container. A service that was
+started by systemd shares with it, too, the socket that systemd listens on for it; but it is told so
+(``LISTEN_PID``), and its workers, if any, are its own.
+
 This needs ``/proc``. Elsewhere, and where the parent is another user's, nothing is found, and the
 directory to share has to be given.
 """
@@ -14,25 +18,32 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 _PROC = Path("/proc")
+_NAME = re.compile(r"(\d{1,7})-[0-9a-f]{16}", re.ASCII)
+"""A group's directory: its parent's number, and what tells it from others of that number."""
+_MOST_ENTRIES = 4096
+"""Directories looked at when tidying up; the rest waits for next time."""
 
 
 def home_of_group() -> Path | None:
     """The directory that the workers of this application share; None where this is not one of many.
 
     It need not exist yet; the one it is in belongs to this user alone, or should.
+    Raises ``OSError`` where there is no place for temporary files.
     """
     parent = os.getppid()
-    if parent <= 1:
+    if parent == 0 or os.environ.get("LISTEN_PID") == str(os.getpid()):
         return None
     shared = sorted(_sockets(os.getpid()) & _sockets(parent))
     serving = [inode for inode in shared if _serves(inode)]
@@ -46,10 +57,16 @@ def home_of_group() -> Path | None:
     return None
 
 
-def parent_of_group(home: Path) -> int:
-    """The process whose workers shared ``home``, a path as ``home_of_group`` gives it; 0: none."""
-    first, _, _ = home.name.partition("-")
-    return int(first) if first.isdigit() else 0
+def left_behind(home: Path) -> Iterator[Path]:
+    """The directories beside ``home`` of applications whose servers, as far as we see, are gone.
+
+    Their workers may be alive. Raises ``OSError``.
+    """
+    for entry in islice(home.parent.iterdir(), _MOST_ENTRIES):
+        named = _NAME.fullmatch(entry.name)
+        is_there = entry != home and not entry.is_symlink() and entry.is_dir()
+        if named is not None and is_there and not psutil.pid_exists(int(named[1])):
+            yield entry
 
 
 def _sockets(pid: int) -> set[str]:
@@ -73,8 +90,9 @@ def _descriptors(pid: int) -> Iterator[tuple[int, str]]:
 
 def _is_bound(descriptor: int) -> bool:
     """Whether a socket has an address and no peer: it listens, or will as soon as we serve."""
-    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as ours:
-        if ours.type == socket.SOCK_STREAM and _has_address(ours):
+    with suppress(OSError), _looked_at(descriptor) as ours:
+        kind = ours.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+        if kind == socket.SOCK_STREAM and _has_address(ours):
             try:
                 ours.getpeername()
             except OSError:
@@ -82,6 +100,22 @@ def _is_bound(descriptor: int) -> bool:
     return False
 
 
+def _looked_at(descriptor: int) -> socket.socket:
+    """A socket object that is only asked, never used. Raises ``OSError``.
+
+    It is said to be non-blocking, whatever it is, for then it is left as it is: otherwise it would
+    be made non-blocking, for all who have it, where the service calls ``setdefaulttimeout``.
+    """
+    number = os.dup(descriptor)
+    try:
+        return socket.socket(type=socket.SOCK_STREAM | socket.SOCK_NONBLOCK, fileno=number)
+    except OSError:
+        os.close(number)
+        raise
+
+
 def _has_address(ours: socket.socket) -> bool:
     name: Any = ours.getsockname()
-    return bool(name[1]) if ours.family != socket.AF_UNIX else bool(name)
+    if ours.family in (socket.AF_INET, socket.AF_INET6):
+        return bool(name[1])
+    return ours.family == socket.AF_UNIX and bool(name)
