@@ -16,8 +16,9 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ from prometheus_client import REGISTRY
 from loopscope._version import __version__
 from loopscope.core.clock import Clock
 from loopscope.core.faults import Faults
-from loopscope.core.group import Group, make_safe
+from loopscope.core.group import Group, make_safe, remove_if_deserted
 from loopscope.core.imports import Imports
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.page import Labels, Page, PageFullError, PageReader
@@ -73,7 +74,7 @@ from loopscope.sources.tasks import TasksSource
 from loopscope.sources.threads import ThreadsSource
 from loopscope.sources.watchdog import Watchdog
 from loopscope.sources.websockets import WebSocketExchange, WebSocketRecorder
-from loopscope.sources.workers import home_of_group
+from loopscope.sources.workers import home_of_group, left_behind
 
 logger = logging.getLogger("loopscope")
 
@@ -190,6 +191,8 @@ class Agent:
         self.faults = Faults()
         self.group: Group | None = None
         """The workers it shares its figures with, if there may be any."""
+        self._left_behind: Iterator[Path] = iter(())
+        """Directories of other groups that may be deserted."""
         self.page = self._make_page()
         self.tracer = self._make_tracer()
         self._own_tracer = self.tracer
@@ -301,9 +304,14 @@ class Agent:
         self.page.close()
 
     def abandon(self) -> None:
-        """In a forked child: let go of what is the parent's, so that a new agent can start."""
-        self._unhook()
+        """In a forked child: let go of what is the parent's, so that a new agent can start.
+
+        First of its locks: were they kept, the parent would look alive for as long as the child is.
+        """
         self.page.abandon()
+        if self.group is not None:
+            self.group.abandon()
+        self._unhook()
         for recorders in self._recorders:
             recorders.abandon()
         self.watchdog.abandon()
@@ -458,11 +466,11 @@ class Agent:
         worker = "" if self.group is None else str(os.getpid())
         pages = [ReadPage(self._own_reader, self.page.view, worker)]
         if self.group is not None:
-            pages += self.group.pages()
+            pages += self._others(self.group)
         families = merge(pages, breathe=_give_way)
         if self.group is not None:
             families += self.group.families()
-            if not all(page.alive for page in pages):
+            if self.group.has_dead:
                 self._fold_the_dead(self.group)
         return [*families, *db_client(families)]
 
@@ -488,7 +496,10 @@ class Agent:
         started = psutil.Process().create_time()
         directory = self.settings.directory
         if directory is None and self.settings.share:
-            directory = home_of_group()
+            try:
+                directory = home_of_group()
+            except Exception as error:
+                self.faults.report("workers", error)
         if directory is not None:
             try:
                 return self._join(directory, started)
@@ -504,12 +515,33 @@ class Agent:
 
     def _join(self, directory: Path, started: float) -> Page:
         """Become one of the workers that share ``directory``. Raises ``OSError``."""
-        if self.settings.directory is None:
+        found = self.settings.directory is None
+        if found:
             make_safe(directory.parent)
         make_safe(directory)
         page = Page.in_directory(directory, self.clock, started_wall=started)
         self.group = Group(directory, self.clock, own=lambda: self.page.path)
+        if found:
+            self._left_behind = left_behind(directory)
         return page
+
+    def _others(self, group: Group) -> list[ReadPage]:
+        """What the other workers have counted: our own figures are there even if theirs are not."""
+        try:
+            return group.pages()
+        except Exception as error:
+            self.faults.report("workers", error)
+            return []
+
+    def _remove_left_behind(self) -> None:
+        """Delete what workers of a server that is gone have left beside our group's directory.
+
+        One directory at a time: the watchdog has other things to do.
+        """
+        with suppress(OSError):  # another worker is just at it
+            directory = next(self._left_behind, None)
+            if directory is not None and remove_if_deserted(directory):
+                logger.debug("loopscope: removed %s, which nobody uses any more", directory)
 
     def _fold_the_dead(self, group: Group) -> None:
         try:
@@ -523,6 +555,7 @@ class Agent:
         Whoever speaks for all workers reads what this one has written: so it has to be written.
         """
         self._pool_book.fold()
+        self._remove_left_behind()
         if self.group is not None and self._lock.acquire(blocking=False):
             try:
                 self._refresh()

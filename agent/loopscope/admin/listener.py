@@ -133,14 +133,14 @@ class AdminListener:
             loop.call_soon_threadsafe(stop.set)
         if thread is not None and thread is not threading.current_thread():
             thread.join(_PATIENCE)
+        if self._agent.group is not None:
+            self._agent.group.hush()
         self.abandon()
 
     def abandon(self) -> None:
         """Close what a fork inherited; the thread is the parent's and does not exist here."""
         if self._socket is not None:
             self._socket.close()
-        if self._agent.group is not None:
-            self._agent.group.hush()
         self._socket = self._thread = self._loop = self._stop = None
 
     def _run(self, host: str, port: int, error: OSError | None) -> None:

@@ -9,35 +9,48 @@ A count is folded exactly once, whenever whoever folds is killed. A new archive 
 put in place by one ``rename``, and it says itself which pages are in it; only then are these
 deleted. A page that is still there although the archive names it is deleted next time, and never
 counted again. Readers read pages first and the archive last, so what is folded meanwhile is found
-in one place or in both, and the archive says which.
+in one place or in both, and the archive says which; they read again if it is not the archive that
+was there when they began. An archive that turns out to be damaged is set aside, not replaced.
 
 The directory is only ever used if it is this user's own and nobody else may write to it. What is in
 there is believed to be pages by what it says, not by its name; links are not followed, and what
 cannot be read is left alone and counted.
+
+Locks are ``flock``'s, which a forked child inherits along with the open file: who still has it open
+has it locked. Hence everything locked is unlocked before it is closed, which holds for the child's
+copy too, and ``abandon`` closes, in a child, what its parent has locked at that moment.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from loopscope.core.clock import Clock
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.metric import Metric
 from loopscope.core.page import (
+    DEFAULT_CAPACITY,
+    HEADER_BYTES,
+    LARGEST,
     SUFFIX,
     UNBORN,
     Page,
     PageError,
     PageReader,
+    read_file,
     read_open,
 )
+
+logger = logging.getLogger("loopscope")
 
 ENDS = Metric(
     "loopscope_worker_ends_total",
@@ -57,16 +70,27 @@ SKIPPED = Metric(
 METRICS = (WORKERS, ENDS, SKIPPED)
 
 _ARCHIVE = "archive"
+_DAMAGED = "damaged-archive"
 _LOCK = "lock"
 _VOICE = "voice"
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDED = Metric("_folded", "gauge", "Pages that are in this archive.", ("page",))
 """Not published: what an archive says of itself."""
+_NAME_BYTES = 256
+"""What one such name takes in an archive, at most."""
+
+_MOST_FILES = 65_536
+"""Names looked at: a directory that has more is not ours alone."""
 _MOST_PAGES = 4096
-"""Files looked at: a directory that has more is not ours alone."""
+_BATCH = 64
+"""Pages folded at once: all of them are in memory then."""
+_TRIES = 10
+"""How often readers begin anew because the archive has changed meanwhile."""
 
 _BIRTH = 60.0
 """Seconds that making a file takes at most."""
+_DESERTED = 3600.0
+"""Seconds without a change after which a directory of dead workers is not coming back to life."""
 
 
 class UnsafeDirectoryError(OSError):
@@ -75,8 +99,11 @@ class UnsafeDirectoryError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class _Archive:
-    page: ReadPage | None
-    folded: frozenset[str]
+    """An archive as read. ``head`` tells it from all others; it is empty where there is none."""
+
+    head: bytes = b""
+    page: ReadPage | None = None
+    folded: frozenset[str] = frozenset()
 
 
 def make_safe(directory: Path) -> None:
@@ -101,15 +128,32 @@ class Group:
         self.directory = directory
         self.alive = 0
         """Workers that were alive at the latest look, this one not counted."""
+        self.has_dead = False
+        """Whether there was something to fold then."""
         self.skipped: dict[str, int] = {}
         """Files that could not be read then, by reason."""
         self._clock = clock
         self._own = own
         self._voice: int | None = None
+        self._folding: int | None = None
         self._readers: dict[Path, PageReader] = {}
+        self._latest = _Archive()
 
     def pages(self) -> list[ReadPage]:
-        """What the others have counted, the dead included."""
+        """What the others have counted, the dead included.
+
+        A page may be folded, and its name forgotten by yet another archive, between reading the one
+        and reading the other: so all is read again if the archive is not the same as before.
+        """
+        pages: list[ReadPage] = []
+        for _ in range(_TRIES):
+            before = self._archive_or_none().head
+            pages = self._look()
+            if self._latest.head == before:
+                break
+        return pages
+
+    def _look(self) -> list[ReadPage]:
         self.skipped = {}
         found: list[tuple[Path, ReadPage]] = []
         for path in self._paths():
@@ -118,9 +162,10 @@ class Group:
                     page = self._read(path, file, alive=not _is_free(file))
                     if page is not None:
                         found.append((path, page))
-        archive = self._archive()
+        archive = self._archive_or_none()
         pages = [page for path, page in found if path.name not in archive.folded]
         self.alive = sum(page.alive for page in pages)
+        self.has_dead = not all(page.alive for _, page in found)
         self._forget_readers({path for path, _ in found})
         return pages if archive.page is None else [archive.page, *pages]
 
@@ -137,150 +182,276 @@ class Group:
         """Say that this worker answers for all, until it ends. Raises ``OSError``."""
         self.hush()
         self._voice = os.open(self.directory / _VOICE, _FLAGS, 0o600)
-        _lock(self._voice)
+        # Shared, and waiting: whoever asks has it to themselves for a moment, and a speaker that is
+        # just leaving may still have it.
+        fcntl.flock(self._voice, fcntl.LOCK_SH)
 
     def hush(self) -> None:
-        """Say so no longer; in a forked child as well, which has inherited the file."""
+        """Say so no longer."""
         voice, self._voice = self._voice, None
         if voice is not None:
-            os.close(voice)
+            _unlock_and_close(voice)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the files the parent has locked, and leave them locked."""
+        for file in (self._voice, self._folding):
+            if file is not None:
+                os.close(file)
+        self._voice = self._folding = None
 
     def is_spoken_for(self) -> bool:
         """Whether one of the workers answers for all."""
-        file = _open(self.directory / _VOICE)
-        if file is None:
+        try:
+            file = os.open(self.directory / _VOICE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
             return False
         try:
-            return not _is_free(file)
+            return not _lock(file)
         finally:
-            os.close(file)
+            _unlock_and_close(file)
 
     def fold(self) -> int:
         """Put what dead workers have left into the archive; how many they were.
 
         Nothing happens where another worker is just at it. Raises ``OSError`` or ``PageFullError``
-        where there is no room for a new archive; then all is as before.
+        where there is no room for a new archive, or the old one cannot be read for the moment; then
+        all is as before.
         """
         with self._alone() as is_alone:
             if not is_alone:
                 return 0
-            archive = self._archive()
             self._clean_up()
-            dead: list[tuple[Path, ReadPage, int]] = []
-            try:
-                for path in self._paths():
-                    if path.name in archive.folded:
-                        path.unlink(missing_ok=True)
-                    else:
-                        self._take_dead(path, dead)
-                if dead:
-                    self._write(archive, [(path, page) for path, page, _ in dead])
-                    for path, _, _ in dead:
-                        path.unlink(missing_ok=True)
-            finally:
-                for _, _, file in dead:
-                    os.close(file)
-            return len(dead)
+            count = 0
+            paths = iter(self._paths())
+            while batch := list(islice(self._dead(paths), _BATCH)):
+                self._write(self._sound_archive(), batch)
+                for path, _ in batch:
+                    _unlink(path)
+                count += len(batch)
+            return count
 
     def _clean_up(self) -> None:
-        """Delete what was left by whoever was killed while making a file. Alone only."""
+        """Delete what was left by whoever was killed at it. Alone only."""
+        for name in self._sound_archive().folded:
+            _unlink(self.directory / name)
         for path in self.directory.glob(f"{_ARCHIVE}.*"):
-            path.unlink(missing_ok=True)
-        for path in self.directory.glob(f"*{UNBORN}"):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat(follow_symlinks=False).st_mtime > _BIRTH:
+            _unlink(path)
+        for path in self.directory.glob(f"*{SUFFIX}{UNBORN}"):
+            with suppress(OSError):
+                if time.time() - path.lstat().st_mtime > _BIRTH and not _is_in_use(path):
                     path.unlink()
 
-    def _take_dead(self, path: Path, dead: list[tuple[Path, ReadPage, int]]) -> None:
-        """Add the page at ``path`` to the ``dead``, locked, if it is one."""
-        file = _open(path)
-        if file is None:
-            return
-        page = self._read(path, file, alive=False) if _lock(file) else None
-        if page is None:
-            os.close(file)
-        else:
-            dead.append((path, page, file))
+    def _dead(self, paths: Iterator[Path]) -> Iterator[tuple[Path, ReadPage]]:
+        """The pages among ``paths`` that nobody writes any more and that are in no archive."""
+        for path in paths:
+            if path.name in self._latest.folded:
+                continue  # it could not be deleted
+            page = None
+            with self._opened(path) as file:
+                if file is not None and _is_free(file):
+                    page = self._read(path, file, alive=False)
+            if page is not None:
+                yield path, page
 
     def _write(self, archive: _Archive, dead: Sequence[tuple[Path, ReadPage]]) -> None:
         old = [] if archive.page is None else [archive.page]
-        new = Page.in_file(self.directory / f"{_ARCHIVE}.{os.getpid()}", self._clock)
+        pages = [page for _, page in dead]
+        names = [name for name in archive.folded if os.path.lexists(self.directory / name)]
+        names += [path.name for path, _ in dead]
+        room = sum(len(page.buffer) for page in [*old, *pages]) + _NAME_BYTES * (2 + len(names))
+        new = Page.in_file(
+            self.directory / f"{_ARCHIVE}.{os.getpid()}",
+            self._clock,
+            capacity=min(max(DEFAULT_CAPACITY, room), LARGEST),
+        )
         assert new.path is not None
         try:
-            for family in merge([*old, *(page for _, page in dead)]):
+            for family in merge([*old, *pages], every_shape=True):
                 if family.metric.name not in (ENDS.name, _FOLDED.name):
                     for labels, raw in family.rows.items():
                         _put(new, family.metric, labels, family.values(raw))
-            for how, count in _ends(old, [page for _, page in dead]).items():
+            for how, count in _ends(old, pages).items():
                 _put(new, ENDS, (how,), [count])
-            for path, _ in dead:
-                new.allocate(_FOLDED, (path.name,))
+            for name in names:
+                new.allocate(_FOLDED, (name,))
             new.close()
             new.path.rename(self.directory / _ARCHIVE)
         except BaseException:
             new.close(remove=True)
             raise
 
-    def _archive(self) -> _Archive:
-        path = self.directory / _ARCHIVE
-        with self._opened(path) as file:
-            page = None if file is None else self._read(path, file, alive=False, known=False)
-        folded = () if page is None else page.reader.series
-        names = frozenset(each.labels[0] for each in folded if each.metric.name == _FOLDED.name)
-        return _Archive(page, names)
+    def _sound_archive(self) -> _Archive:
+        """The archive to go on from; a damaged one is set aside. Raises ``OSError``. Alone only."""
+        try:
+            return self._archive()
+        except PageError as error:
+            aside = self.directory / f"{_DAMAGED}-{time.time_ns()}"
+            (self.directory / _ARCHIVE).rename(aside)
+            logger.warning(
+                "loopscope: what ended workers had counted cannot be read (%s); it is kept as %s, "
+                "and counting starts anew",
+                error,
+                aside,
+            )
+            self._latest = _Archive()
+            return self._latest
 
-    def _read(self, path: Path, file: int, *, alive: bool, known: bool = True) -> ReadPage | None:
-        reader = self._readers.setdefault(path, PageReader()) if known else PageReader()
+    def _archive_or_none(self) -> _Archive:
+        """The archive as far as it can be read; counted if it cannot."""
+        try:
+            return self._archive()
+        except PageError as error:
+            self._skip(error.reason)
+        except OSError:
+            self._skip("unreadable")
+        self._latest = _Archive()
+        return self._latest
+
+    def _archive(self) -> _Archive:
+        """The archive that is in place, parsed only if it is new.
+
+        Raises ``PageError`` where it will never be readable, ``OSError`` where it is not just now.
+        """
+        path = self.directory / _ARCHIVE
+        try:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                raise PageError("foreign", f"{path} is no regular file")
+            with path.open("rb") as file:
+                head = file.read(HEADER_BYTES)
+        except FileNotFoundError:
+            self._latest = _Archive()
+            return self._latest
+        if head != self._latest.head or not head:
+            self._latest = _parsed(path)
+        return self._latest
+
+    def _read(self, path: Path, file: int, *, alive: bool) -> ReadPage | None:
+        reader = self._readers.setdefault(path, PageReader())
         try:
             buffer = read_open(file, path)
             header = reader.update(buffer)
         except PageError as error:
             self._readers.pop(path, None)
-            self.skipped[error.reason] = self.skipped.get(error.reason, 0) + 1
+            self._skip(error.reason)
             return None
         return ReadPage(reader, buffer, str(header.pid), alive=alive, closed=header.closed)
 
+    def _skip(self, reason: str) -> None:
+        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+
     def _paths(self) -> list[Path]:
+        """What may be the pages of others; counts what looks like one and is not."""
         own = self._own()
-        found = sorted(self.directory.glob(f"*{SUFFIX}"))[:_MOST_PAGES]
-        return [path for path in found if path != own]
+        found: list[str] = []
+        try:
+            with os.scandir(self.directory) as entries:
+                for entry in islice(entries, _MOST_FILES):
+                    if entry.name.startswith(_DAMAGED):
+                        self._skip("damaged archive")
+                    elif entry.name.endswith(SUFFIX):
+                        if entry.is_file(follow_symlinks=False):
+                            found.append(entry.name)
+                        else:
+                            self._skip("foreign")
+                if next(entries, None) is not None:
+                    self._skip("surplus")
+        except OSError:  # somebody has tidied up below us
+            self._skip("unreadable")
+        for _ in found[_MOST_PAGES:]:
+            self._skip("surplus")
+        paths = (self.directory / name for name in sorted(found)[:_MOST_PAGES])
+        return [path for path in paths if path != own]
 
     @contextmanager
     def _opened(self, path: Path) -> Generator[int | None]:
-        file = _open(path)
+        file = self._open(path)
         try:
             yield file
         finally:
             if file is not None:
                 os.close(file)
 
+    def _open(self, path: Path) -> int | None:
+        try:
+            file = _open(path)
+        except FileNotFoundError:  # folded meanwhile
+            return None
+        except OSError:
+            self._skip("unreadable")
+            return None
+        if os.fstat(file).st_uid != os.geteuid():
+            os.close(file)
+            self._skip("foreign")
+            return None
+        return file
+
     @contextmanager
     def _alone(self) -> Generator[bool]:
         """Whether this is the one worker that folds."""
-        file = os.open(self.directory / _LOCK, _FLAGS, 0o600)
+        path = self.directory / _LOCK
+        self._folding = file = os.open(path, _FLAGS, 0o600)
         try:
-            yield _lock(file)
+            # Who tidies up temporary files may have taken ours away, and there is another by now.
+            yield _lock(file) and path.lstat().st_ino == os.fstat(file).st_ino
         finally:
-            os.close(file)
+            self._folding = None
+            _unlock_and_close(file)
 
     def _forget_readers(self, there: set[Path]) -> None:
         for path in self._readers.keys() - there:
             del self._readers[path]
 
 
-def remove_if_deserted(directory: Path) -> None:
-    """Delete a directory in which every worker is dead: what was left there nobody will read."""
-    files = list(directory.iterdir())
-    for path in files:
-        file = _open(path)
-        if file is not None:
-            is_dead = _is_free(file)
-            os.close(file)
-            if not is_dead or time.time() - path.stat(follow_symlinks=False).st_mtime < _BIRTH:
-                return
+def remove_if_deserted(directory: Path) -> bool:
+    """Delete a directory in which every worker has been dead for an hour; whether it was one.
+
+    Only for directories whose workers' parent is gone: nobody will come and read what was left.
+    Nothing is deleted where there is anything that is not ours. Raises ``OSError``.
+    """
+    files = list(islice(directory.iterdir(), _MOST_FILES))
+    changed = max(path.lstat().st_mtime for path in (directory, *files))
+    if time.time() - changed < _DESERTED or not all(map(_is_ours, files)):
+        return False
+    if any(map(_is_in_use, files)):
+        return False
     for path in files:
         path.unlink(missing_ok=True)
     directory.rmdir()
+    return True
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file in a group's directory is one that we have made."""
+    known = path.name in (_LOCK, _VOICE, _ARCHIVE) or path.name.startswith(
+        (f"{_ARCHIVE}.", _DAMAGED)
+    )
+    return stat.S_ISREG(path.lstat().st_mode) and (
+        known or path.name.endswith((SUFFIX, f"{SUFFIX}{UNBORN}"))
+    )
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether somebody has the file at ``path`` locked, or may have. Raises ``OSError``."""
+    file = _open(path)
+    try:
+        return not _is_free(file)
+    finally:
+        os.close(file)
+
+
+def _parsed(path: Path) -> _Archive:
+    """The archive at ``path``. Raises ``PageError``, and ``OSError`` where it may yet be read."""
+    try:
+        buffer = read_file(path)
+    except PageError as error:
+        if error.reason == "unreadable":
+            raise OSError(str(error)) from error
+        raise
+    reader = PageReader()
+    reader.update(buffer)
+    names = (each.labels[0] for each in reader.series if each.metric.name == _FOLDED.name)
+    folded = frozenset(name for name in names if name.endswith(SUFFIX) and os.sep not in name)
+    return _Archive(buffer[:HEADER_BYTES], ReadPage(reader, buffer, alive=False), folded)
 
 
 def _ends(old: Sequence[ReadPage], dead: Sequence[ReadPage]) -> dict[str, float]:
@@ -302,24 +473,32 @@ def _put(page: Page, metric: Metric, labels: Sequence[str], values: Sequence[flo
         page.slots[base + offset] = value
 
 
-def _open(path: Path) -> int | None:
-    try:
-        return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:  # folded meanwhile, a link, a directory, somebody else's
-        return None
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):  # what stays is not counted again, and tried again
+        path.unlink()
 
 
 def _lock(file: int) -> bool:
-    """Lock an open file for as long as it stays open; whether that was possible."""
+    """Lock an open file; whether that was possible."""
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
 
 
+def _unlock_and_close(file: int) -> None:
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)
+
+
 def _is_free(file: int) -> bool:
-    """Whether nobody has an open file locked."""
-    with suppress(BlockingIOError):
+    """Whether nobody has an open file locked, for certain."""
+    with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         fcntl.flock(file, fcntl.LOCK_UN)
         return True

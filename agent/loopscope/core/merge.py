@@ -57,12 +57,19 @@ class Family:
         return [sum(column) for column in zip(*map(_numbers, raw), strict=True)]
 
 
-def merge(pages: Iterable[ReadPage], breathe: Callable[[], None] = lambda: None) -> list[Family]:
+def merge(
+    pages: Iterable[ReadPage],
+    breathe: Callable[[], None] = lambda: None,
+    *,
+    every_shape: bool = False,
+) -> list[Family]:
     """All families of ``pages``, in order of first appearance.
 
+    What another version of the service or of loopscope calls by the same name but cannot be added
+    up, having other labels or bounds, is left out; with ``every_shape`` it is a family of its own.
     ``breathe`` is called every few series: a place to let other threads run.
     """
-    families: dict[str, Family] = {}
+    families: dict[object, Family] = {}
     for page in pages:
         buffer = page.buffer
         for number, series in enumerate(page.reader.series):
@@ -77,14 +84,21 @@ def merge(pages: Iterable[ReadPage], breathe: Callable[[], None] = lambda: None)
             if family is None:
                 names = (*metric.labels, "worker") if apart else metric.labels
                 family = families[metric.name] = Family(metric, names)
-            elif family.metric is not metric and family.metric != metric:
-                continue  # another version's idea of the same name: cannot be added up
+            elif family.metric is not metric and _shape(family.metric) != _shape(metric):
+                if not every_shape:
+                    continue
+                family = families.setdefault(_shape(metric), Family(metric, metric.labels))
             if apart:
                 labels = (*labels, page.worker)
             raw = series.raw(buffer)
             known = family.rows.get(labels)
             family.rows[labels] = (raw,) if known is None else _together(series, known, raw)
     return list(families.values())
+
+
+def _shape(metric: Metric) -> object:
+    """What two metrics have in common whose slots can be added up."""
+    return (metric.name, metric.kind, metric.labels, metric.bounds)
 
 
 def _together(series: Series, known: Raw, raw: bytes) -> Raw:

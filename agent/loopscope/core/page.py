@@ -41,6 +41,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from json import dumps, loads  # by name: a service's tests may patch json.dumps and count calls
 from pathlib import Path
@@ -69,7 +70,7 @@ _OPEN, _CLOSED = 0, 1
 _RECORD = struct.Struct("=II")
 DEFAULT_CAPACITY = 32 * 1024 * 1024
 _GROWTH = 256 * 1024
-_LARGEST = 1 << 30
+LARGEST = 1 << 28
 """No honest page is larger than this many bytes; a reader refuses to try."""
 
 _DECLARED = tuple(field.name for field in fields(Metric))
@@ -313,6 +314,8 @@ class Page:
         """
         self._words[_STATE] = _CLOSED
         if self._fd is not None:
+            with suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child's copy of it would keep the lock
             os.close(self._fd)
             self._fd = None
         if remove and self.path is not None:
@@ -381,7 +384,7 @@ def read_header(buffer: bytes | memoryview, size: int | None = None) -> Header:
         raise PageError("foreign", "not a loopscope page")
     if version != FORMAT or header_bytes != HEADER_BYTES:
         raise PageError("version", f"format {version}, this reader knows {FORMAT}")
-    if used < HEADER_BYTES or used % 8 or used > _LARGEST:
+    if used < HEADER_BYTES or used % 8 or used > LARGEST:
         raise PageError("corrupt", f"used is {used}")
     if used > size:
         raise PageError("truncated", f"{used} bytes in use, {size} present")
