@@ -283,7 +283,7 @@ class Agent:
             "watched": self.watched.start,
             "admin": self._front.start,
         }
-        if self.settings.stalls:
+        if self.settings.stalls or self.group is not None:  # for its errand, if for nothing else
             parts["stalls"] = self.watchdog.start
         for part, start in parts.items():
             try:

@@ -196,18 +196,25 @@ class Page:
         """
         unborn = path.with_name(f"{path.name}{UNBORN}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(unborn, flags, 0o600)
+        mapped = os.open(unborn, flags, 0o600)
+        fd = None
         try:
+            # Opened once more for the lock: the map keeps a copy of what it was made from, which a
+            # forked child inherits and cannot close, and with it would go on having the lock.
+            fd = os.open(unborn, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, capacity)
             _reserve(fd, 0, min(_GROWTH, capacity))
-            page = cls(mmap.mmap(fd, capacity), clock, started_wall, fd)
+            page = cls(mmap.mmap(mapped, capacity), clock, started_wall, fd)
             page._words[_RESERVED] = min(_GROWTH, capacity)
             unborn.rename(path)
         except BaseException:
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
             unborn.unlink(missing_ok=True)
             raise
+        finally:
+            os.close(mapped)
         page.path = path
         return page
 
