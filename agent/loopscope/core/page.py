@@ -46,6 +46,7 @@ from dataclasses import dataclass, fields
 from json import dumps, loads  # by name: a service's tests may patch json.dumps and count calls
 from pathlib import Path
 from reprlib import repr as brief  # a broken key may be deep and long
+from sys import intern
 from typing import Any, cast
 
 from loopscope.core.clock import Clock
@@ -337,6 +338,11 @@ def _reserve(fd: int, offset: int, length: int) -> None:
         os.pwrite(fd, bytes(length), offset)
 
 
+_seen: dict[Metric, Metric] = {}
+"""Metrics as first read: what all pages declare alike is one object, and need not be compared."""
+_MOST_SEEN = 1024
+
+
 class PageReader:
     """The reading side of one page: remembers what it has parsed, so that a re-read is cheap.
 
@@ -361,7 +367,10 @@ class PageReader:
 
     def _take(self, key: object, offset: int, slot_count: int) -> None:
         if isinstance(key, dict):
-            self._metrics.append(_metric_from(cast("dict[str, Any]", key)))
+            metric = _metric_from(cast("dict[str, Any]", key))
+            if len(_seen) < _MOST_SEEN:
+                metric = _seen.setdefault(metric, metric)
+            self._metrics.append(metric)
             return
         if key is None:
             return
@@ -455,7 +464,7 @@ def _series_key(key: object) -> tuple[tuple[Run, ...] | None, int, Labels]:
         number, *labels = labels or [None]
     if not _is_int(number):
         raise PageError("corrupt", f"key {brief(key)} is no series")
-    return runs, number, tuple(map(_text, labels))
+    return runs, number, tuple(map(intern, map(_text, labels)))  # other pages have them, too
 
 
 def _runs(flat: list[Any]) -> tuple[Run, ...]:
