@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
@@ -47,6 +48,18 @@ def hypercorn(port: int) -> list[str]:
 def granian(port: int) -> list[str]:
     several = ["--port", str(port), "--workers", str(WORKERS)]
     return [sys.executable, "-m", "granian", "--interface", "asgi", *several, APP]
+
+
+ISOLATED = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""Begins the command line of what is to be process 1."""
+
+
+def can_isolate() -> bool:
+    """Whether this machine lets us be process 1 somewhere."""
+    try:
+        return subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 SERVERS = (gunicorn, gunicorn_preloaded, gunicorn_recycling, uvicorn, hypercorn, granian)
@@ -121,6 +134,22 @@ def speaks_again(server: Running, before: int) -> bool:
         return speaker(server).pid != before
     except ValueError:
         return False
+
+
+@pytest.mark.skipif(not can_isolate(), reason="needs the right to make namespaces")
+def test_the_first_process_of_a_container_has_workers_too(tmp_path: Path) -> None:
+    """A server that is process 1 is the parent of a group like any other."""
+
+    def contained(port: int) -> list[str]:
+        return [*ISOLATED, *gunicorn(port)]
+
+    with Running(contained, tmp_path / "log", TMPDIR=str(tmp_path)) as server:
+        send(server, 30, "/items/1")
+        assert server.becomes(30, OUTCOMES, http_route="/items/{item}")
+        assert server.becomes(WORKERS, "loopscope_workers")
+        server.process.kill()  # it does not pass on gentler signals
+    (home,) = tmp_path.glob("loopscope-*/*")
+    assert home.name.startswith("1-")
 
 
 def test_services_started_side_by_side_share_nothing(tmp_path: Path) -> None:
