@@ -80,8 +80,8 @@ class Adapter:
         """Where ``pool`` leads (host, port, database), never who connects, nor how."""
         raise NotImplementedError
 
-    def level_of(self, pool: Any) -> Level:
-        """How full ``pool`` is, as far as it says so. From any thread."""
+    def level_of(self, pool: Any) -> Level | None:
+        """How full ``pool`` is, as far as it says so; None once it is closed. From any thread."""
         raise NotImplementedError
 
     def keep(self, patch: Patch) -> None:
@@ -100,7 +100,7 @@ class Adapter:
         if attributes is None:
             return None
         meter: Meter | None = attributes.get(METER)
-        if meter is None or meter.book is not self.book:
+        if meter is None or meter.book is not self.book or meter.is_forgotten:
             meter = self.book.meter(pool, self.name_of(pool), self.kind, self.level_of)
             attributes[METER] = meter
         return meter

@@ -49,7 +49,9 @@ class AiomysqlAdapter(Unpooled):
         (connection,) = arguments
         return _name(connection.unix_socket, connection.host, connection.port, connection.db)
 
-    def level_of(self, pool: Any) -> Level:
+    def level_of(self, pool: Any) -> Level | None:
+        if pool.closed:
+            return None
         return Level(capacity=pool.maxsize, idle=pool.freesize)
 
     def _filling(self, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -56,7 +56,9 @@ class AsyncpgAdapter(Adapter):
         dsn = next(iter(pool._connect_args), None) or given.get("dsn")  # noqa: SLF001
         return address(dsn, given) or "asyncpg"
 
-    def level_of(self, pool: Any) -> Level:
+    def level_of(self, pool: Any) -> Level | None:
+        if pool._closed:  # noqa: SLF001
+            return None
         return Level(capacity=pool.get_max_size(), idle=pool.get_idle_size())
 
     def _releasing(self, original: Callable[..., Any]) -> Callable[..., Any]:

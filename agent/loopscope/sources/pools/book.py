@@ -226,6 +226,7 @@ class PoolBook:
 
     def _forget(self, meter: Meter) -> None:
         """The pool is gone, and with it whatever anybody still had of it."""
+        meter.is_forgotten = True
         self._meters.pop(meter, None)
         if self._named.get(meter.labels) is meter:
             del self._named[meter.labels]

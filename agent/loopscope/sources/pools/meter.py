@@ -62,6 +62,8 @@ class Meter:
         """Name and kind."""
         self.level = level
         self.is_counted = is_counted
+        self.is_forgotten = False
+        """Whether the pool was gone or closed when somebody looked; used again, it is another."""
         self.waiting: set[Use] = set()
         self.held: set[Use] = set()
         self.now = book.now

@@ -43,7 +43,9 @@ class PsycopgAdapter(Adapter):
         known: dict[str, Any] | None = None if callable(pool.kwargs) else pool.kwargs
         return address(conninfo or "", **(known or {})) or str(pool.name)
 
-    def level_of(self, pool: Any) -> Level:
+    def level_of(self, pool: Any) -> Level | None:
+        if pool.closed and getattr(pool, "_opened", True):  # it is closed before it is opened, too
+            return None
         stats = pool.get_stats()
         return Level(capacity=stats["pool_max"] or None, idle=stats["pool_available"])
 
