@@ -1,0 +1,1 @@
+"""The directory that ``loopscope run`` puts on ``PYTHONPATH``; nothing else may be in it."""
