@@ -24,11 +24,13 @@ $(STAMP): pyproject.toml agent/loopscope/_version.py
 demo: $(STAMP) ## the demonstration: real service, real PostgreSQL, real load (ARGS=--serve keeps it up)
 	$(BIN)/python -m demo_app $(ARGS)
 
-check: $(STAMP) ## everything CI runs
+check: $(STAMP) system ## everything CI runs
 	@tools/test_other_pythons --install & installing=$$!; \
 	$(MAKE) lint types imports dashboards; checked=$$?; \
 	wait $$installing && exit $$checked
-	$(MAKE) test test-others
+	@tools/test_other_pythons & others=$$!; \
+	$(MAKE) test; tested=$$?; \
+	wait $$others && exit $$tested
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
