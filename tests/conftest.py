@@ -19,7 +19,7 @@ from loopscope.agent import stop_agent
 from loopscope.core.faults import Faults
 from tests.blocking import no_blocking
 
-_LOOPS: list[Any] = [
+LOOPS: list[Any] = [
     pytest.param(("asyncio", {}), id="asyncio"),
     pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop"),
 ]
@@ -31,7 +31,7 @@ if sys.version_info >= (3, 12):
         loop.set_task_factory(asyncio.eager_task_factory)
         return loop
 
-    _LOOPS.append(pytest.param(("asyncio", {"loop_factory": _eager_loop}), id="eager"))
+    LOOPS.append(pytest.param(("asyncio", {"loop_factory": _eager_loop}), id="eager"))
 
 
 TRIES_MORE = 2
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.flaky(reruns=TRIES_MORE))
 
 
-@pytest.fixture(params=_LOOPS)
+@pytest.fixture(params=LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """Tests marked ``anyio`` run on asyncio, on uvloop and, where there are any, eager tasks."""
     return request.param

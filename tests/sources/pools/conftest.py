@@ -5,12 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from demo_app.postgres import READY
 from tests import servers
+from tests.conftest import LOOPS
+
+
+@pytest.fixture(params=LOOPS[-2:])
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """uvloop, and asyncio's own: with eager tasks where there are any, plain on Python 3.11."""
+    return request.param
 
 
 @pytest.fixture(scope="session")
