@@ -55,8 +55,8 @@ test: $(STAMP) system
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-test-others: system ## the tests again on every other Python that is installed
-	tools/test_other_pythons
+test-others: system ## all tests again on every other Python that is installed
+	tools/test_other_pythons --all
 
 bench: $(STAMP) ## what a request costs, beside the peers
 	$(BIN)/python bench/overhead.py $(ARGS)
