@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.running import OUTCOMES, Command, Running
+from tests.e2e.running import OUTCOMES, ROOT, Command, Running
 from tests.e2e.test_servers import SERVERS as ALONE
 from tests.e2e.test_servers import exit_code
 from tests.e2e.test_workers import (
@@ -21,7 +21,10 @@ from tests.e2e.test_workers import (
     uvicorn,
 )
 
-pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="workers are found by /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc").exists(), reason="workers are found by /proc"),
+    pytest.mark.real_time,
+]
 
 
 def gunicorn_alone(port: int) -> list[str]:
@@ -45,7 +48,8 @@ SERVERS = (uvicorn, gunicorn, gunicorn_preloaded, gunicorn_alone, hypercorn, gra
 @pytest.fixture(params=SERVERS, ids=lambda command: command.__name__)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
     """Whose service has no middleware of its own."""
-    with Running(under_run(request.param), tmp_path / "log", BARE="1") as running:
+    environ = {"BARE": "1", "PYTHONPATH": str(ROOT)}  # a program's own folder is on its path alone
+    with Running(under_run(request.param), tmp_path / "log", **environ) as running:
         yield running
 
 

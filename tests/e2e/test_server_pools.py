@@ -12,7 +12,10 @@ import pytest
 from tests.e2e.running import PATIENCE, Command, Running
 from tests.e2e.test_servers import APP, granian, gunicorn, gunicorn_alone, hypercorn
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells on Linux only")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells on Linux only"),
+    pytest.mark.real_time,
+]
 
 CAPACITY = "loopscope_pool_capacity"
 LIMIT = 6

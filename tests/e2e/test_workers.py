@@ -16,7 +16,10 @@ from tests.e2e.running import OUTCOMES, PATIENCE, Running, eventually
 
 APP = "tests.e2e.service:app"
 WORKERS = 3
-pytestmark = pytest.mark.skipif(not Path("/proc").exists(), reason="workers are found by /proc")
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc").exists(), reason="workers are found by /proc"),
+    pytest.mark.real_time,
+]
 
 
 def gunicorn(port: int, *options: str) -> list[str]:

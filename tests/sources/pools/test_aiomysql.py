@@ -15,7 +15,7 @@ from loopscope.sources.pools.adapter import making
 from tests.servers import Address
 from tests.sources.pools.crowd import ROUTE, fifty_of_five, held, site_of, started
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 KIND = "db.aiomysql"
 CLASSES = (aiomysql.Pool, aiomysql.Connection)

@@ -26,7 +26,7 @@ from loopscope.sources.pools.book import PoolBook
 from loopscope.sources.pools.meter import Level, Meter
 from tests.harness import call, label_sets, published
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 
 class Shelf:

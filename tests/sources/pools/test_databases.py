@@ -12,7 +12,7 @@ import pytest
 from tests.servers import Address
 from tests.sources.pools.crowd import ROUTE, fifty_of_five, held, site_of, started
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 
 @pytest.fixture(params=["db.asyncpg", "db.aiomysql"])

@@ -17,7 +17,7 @@ from loopscope.agent import stop_agent
 from tests.harness import call, published
 from tests.sources.pools.http_service import Service, started, until, upstream
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 HELD = 0.05
 

@@ -18,7 +18,10 @@ from loopscope.sources.pools.listener import Listeners
 from tests.e2e.running import eventually
 from tests.sources.pools.book import Published
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells on Linux only")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells on Linux only"),
+    pytest.mark.real_time,
+]
 
 ANY = ("127.0.0.1", 0)
 BACKLOG = 50

@@ -19,6 +19,7 @@ from tests.harness import call, label_sets, published
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.real_time,
     pytest.mark.blocking_allowed,
 ]  # wrapped, sleep is no function to pickle
 

@@ -22,7 +22,7 @@ from loopscope.agent import stop_agent
 from tests.harness import label_sets
 from tests.sources.pools.users import HELD, check_crowd, check_crowd_in_threads, started
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 KIND = "db.psycopg"
 PATCHED = (ConnectionPool, AsyncConnectionPool, psycopg.Connection, psycopg.AsyncConnection)

@@ -20,7 +20,7 @@ from loopscope.agent import current_agent, stop_agent
 from loopscope.sources.pools.redis import RedisAdapter
 from tests.sources.pools.crowd import ROUTE, fifty_of_five, held, site_of, started
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 KIND = "cache.redis"
 CLASSES = (

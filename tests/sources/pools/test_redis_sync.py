@@ -20,7 +20,7 @@ from loopscope.agent import stop_agent
 from tests.harness import published
 from tests.sources.pools.crowd import HELD, ROUTE, Work, held, site_of, started
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 KIND = "cache.redis"
 CLASSES = (

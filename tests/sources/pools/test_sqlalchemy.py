@@ -23,7 +23,7 @@ from loopscope.agent import stop_agent
 from tests.harness import label_sets
 from tests.sources.pools.users import check_crowd, check_crowd_in_threads, started
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 KIND = "db.sqlalchemy"
 PATCHED = (

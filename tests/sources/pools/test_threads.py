@@ -23,7 +23,7 @@ from loopscope import Loopscope
 from loopscope.agent import current_agent, stop_agent
 from tests.harness import call, label_sets, published
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 HELD = 0.04
 Hop = Callable[[Callable[[], Any]], Any]

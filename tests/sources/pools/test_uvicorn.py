@@ -17,7 +17,7 @@ from loopscope import Loopscope
 from loopscope.agent import stop_agent
 from tests.harness import call, label_sets, published
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 MODULES = (h11_impl, httptools_impl)
 EMPTY = [(b"content-length", b"0")]

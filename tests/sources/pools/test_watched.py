@@ -24,7 +24,7 @@ from loopscope.agent import current_agent, stop_agent
 from loopscope.sources.pools import watched
 from tests.harness import call, label_sets, published
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 HELD = 0.03
 Work = Callable[[], Awaitable[None]]
