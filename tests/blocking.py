@@ -4,8 +4,8 @@ blockbuster makes what may block raise, wherever a loop is running and our code 
 is narrowed down in three ways.
 
 - The files that drive the application's coroutine are under everything the application does, so
-  what they call themselves is not looked at: ``asgi.py`` and ``exchange.py`` only. Whatever they
-  call of ours is.
+  what they call themselves is not looked at: ``asgi.py``, ``exchange.py`` and the like, and those
+  that stand in for a library's functions. Whatever they call of ours is.
 - The loop of our admin thread is ours alone; whoever waits there waits for figures.
 - Starting and stopping may do what cannot be done elsewhere. Each exception says why it is one.
 """
@@ -25,6 +25,8 @@ import loopscope.sources.children
 import loopscope.sources.exchange
 import loopscope.sources.factory
 import loopscope.sources.pools.adapter
+import loopscope.sources.pools.clients
+import loopscope.sources.pools.unpooled
 from loopscope.sources.pools.source import ADAPTERS
 
 _DRIVERS = [
@@ -33,6 +35,8 @@ _DRIVERS = [
     loopscope.sources.exchange,
     loopscope.sources.factory,
     loopscope.sources.pools.adapter,
+    loopscope.sources.pools.clients,
+    loopscope.sources.pools.unpooled,
     *(sys.modules[adapter.__module__] for adapter in ADAPTERS),
 ]
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,29 +15,12 @@ import psutil
 import pytest
 
 from loopscope.sources.workers import home_of_group, left_behind
+from tests.test_fork import in_child
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc").exists(), reason="workers are found by /proc"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
-
-Body = Callable[[], object]
-
-
-def forked(body: Body) -> str:
-    """What ``body`` returns in a forked child, as text."""
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.write(theirs, str(body()).encode())
-        finally:
-            os._exit(0)
-    os.close(theirs)
-    with os.fdopen(ours) as said:
-        answer = said.read()
-    os.waitpid(pid, 0)
-    return answer
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +39,7 @@ def serving() -> Iterator[socket.socket]:
 def test_children_with_their_parents_socket_are_one_group(temporary: Path) -> None:
     """They find the same directory, below one of this user's own, named after the parent."""
     with serving():
-        first, second = forked(home_of_group), forked(home_of_group)
+        first, second = in_child(home_of_group), in_child(home_of_group)
     assert first == second
     home = Path(first)
     assert home.parent == temporary / f"loopscope-{os.geteuid()}"
@@ -66,7 +49,7 @@ def test_children_with_their_parents_socket_are_one_group(temporary: Path) -> No
 
 def test_children_without_a_socket_are_none() -> None:
     """Services that were started from one shell, say."""
-    assert forked(home_of_group) == "None"
+    assert in_child(home_of_group) == "None"
 
 
 def test_a_socket_of_ones_own_makes_no_group() -> None:
@@ -76,7 +59,7 @@ def test_a_socket_of_ones_own_makes_no_group() -> None:
         with serving():
             return home_of_group()
 
-    assert forked(serve) == "None"
+    assert in_child(serve) == "None"
 
 
 def test_groups_with_other_sockets_are_others() -> None:
@@ -84,7 +67,7 @@ def test_groups_with_other_sockets_are_others() -> None:
     homes: set[str] = set()
     for _ in range(2):
         with serving():
-            homes.add(forked(home_of_group))
+            homes.add(in_child(home_of_group))
     assert len(homes) == 2 and "None" not in homes
 
 
@@ -107,7 +90,7 @@ def test_a_socket_that_does_not_listen_yet_will(family: int, name: object, tempo
     """Some servers bind in the parent and listen in the workers."""
     place = str(temporary / "socket") if name == "path" else name
     with bound(family, socket.SOCK_STREAM, place):
-        assert forked(home_of_group) != "None"
+        assert in_child(home_of_group) != "None"
 
 
 def test_sockets_that_are_not_there_to_be_connected_to_make_no_group() -> None:
@@ -124,7 +107,7 @@ def test_sockets_that_are_not_there_to_be_connected_to_make_no_group() -> None:
         stack.enter_context(socket.create_connection(server.getsockname()))
         stack.enter_context(server.accept()[0])
         server.close()
-        assert forked(home_of_group) == "None"
+        assert in_child(home_of_group) == "None"
 
 
 def open_files() -> set[str]:
@@ -146,10 +129,10 @@ def test_looking_at_a_socket_changes_nothing(timeout: float | None) -> None:
 
     with serving() as server:
         assert os.get_blocking(server.fileno())
-        assert forked(look) == "True True"
+        assert in_child(look) == "True True"
         assert os.get_blocking(server.fileno())
         server.setblocking(False)
-        assert forked(look) == "False True"
+        assert in_child(look) == "False True"
 
 
 def test_process_1_may_be_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +142,7 @@ def test_process_1_may_be_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
         ours = [(server.fileno(), f"socket:[{os.fstat(server.fileno()).st_ino}]")]
         monkeypatch.setattr(descriptors, lambda pid: iter(ours))
         monkeypatch.setattr(os, "getppid", lambda: 1)
-        home = forked(home_of_group)
+        home = in_child(home_of_group)
     assert Path(home).name.startswith("1-")
 
 
@@ -168,10 +151,10 @@ def test_a_socket_handed_down_by_systemd_makes_no_group() -> None:
 
     def told() -> str:
         os.environ["LISTEN_PID"] = str(os.getpid())
-        return f"{home_of_group()} {forked(home_of_group) != 'None'}"
+        return f"{home_of_group()} {in_child(home_of_group) != 'None'}"
 
     with serving():
-        assert forked(told) == "None True"
+        assert in_child(told) == "None True"
 
 
 def test_a_worker_whose_parent_has_died_starts_afresh_alone() -> None:

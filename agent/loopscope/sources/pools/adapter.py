@@ -170,6 +170,44 @@ class Adapter:
 
         return acquire_async if iscoroutinefunction(original) else acquire
 
+    def opening(
+        self,
+        original: Function,
+        *,
+        pool_of: Callable[[Any], Any] | None = None,
+        skips: Callable[[Any], bool] | None = None,
+    ) -> Function:
+        """What stands in for the function, of either colour, by which a pool connects.
+
+        ``pool_of`` says whose that is, of a first argument that is no pool itself, or None where
+        that is not measured; ``skips`` is true of one for which no pool connects.
+        """
+
+        def opened(owner: Any, began: float) -> None:
+            self.opened(owner if pool_of is None else pool_of(owner), began)
+
+        @wraps(original)
+        async def connect_async(owner: Any, *arguments: Any, **keywords: Any) -> Any:
+            if skips is not None and skips(owner):
+                return await original(owner, *arguments, **keywords)
+            began = self.book.now()
+            with making():
+                made = await original(owner, *arguments, **keywords)
+            opened(owner, began)
+            return made
+
+        @wraps(original)
+        def connect(owner: Any, *arguments: Any, **keywords: Any) -> Any:
+            if skips is not None and skips(owner):
+                return original(owner, *arguments, **keywords)
+            began = self.book.now()
+            with making():
+                made = original(owner, *arguments, **keywords)
+            opened(owner, began)
+            return made
+
+        return connect_async if iscoroutinefunction(original) else connect
+
     def closing(self, original: Function) -> Function:
         """What stands in for the function, of either colour, that closes a pool."""
 

@@ -16,16 +16,12 @@ from asyncio import CancelledError
 from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 from loopscope.core.patch import Patch
-from loopscope.sources.pools.adapter import METER
 from loopscope.sources.pools.clients import ClientAdapter
 from loopscope.sources.pools.meter import Level
 from loopscope.sources.pools.use import Use
-
-_USE: Final = "loopscope_use"
-"""The attribute of a request that is its use of the pool."""
 
 _Function = Callable[..., Any]
 
@@ -41,7 +37,7 @@ class AiohttpAdapter(ClientAdapter):
         connectors: Any = module.connector
         base = connectors.BaseConnector
         for owner, name, make in (
-            (base, "__init__", self._making),
+            (base, "__init__", self.constructing),
             (base, "connect", self._acquiring),
             (base, "_release", self._releasing),
             (base, "_close", self.closing),
@@ -54,18 +50,13 @@ class AiohttpAdapter(ClientAdapter):
         kept = list(pool._conns.values())  # noqa: SLF001
         return Level(capacity=pool.limit or None, idle=sum(map(len, kept)))
 
-    def _making(self, original: _Function) -> _Function:
-        @wraps(original)
-        def __init__(pool: Any, *arguments: Any, **keywords: Any) -> None:  # noqa: N807
-            original(pool, *arguments, **keywords)
-            self.made(pool)
-
-        return __init__
+    def origin_of(self, request: Any) -> tuple[str, int | None]:
+        return request.connection_key.host, request.connection_key.port
 
     def _acquiring(self, original: _Function) -> _Function:
         @wraps(original)
         async def connect(pool: Any, request: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self._asked(pool, request)
+            use = self.asked(pool, request)
             if use is None:
                 return await original(pool, request, *arguments, **keywords)
             try:
@@ -91,26 +82,13 @@ class AiohttpAdapter(ClientAdapter):
         async def _create_connection(
             pool: Any, request: Any, *arguments: Any, **keywords: Any
         ) -> Any:
-            self.safely(lambda: _started(request))
+            self.started(request)
             began = self.book.now()
             protocol = await original(pool, request, *arguments, **keywords)
             self.opened(pool, began)
             return protocol
 
         return _create_connection
-
-    def _asked(self, pool: Any, request: Any) -> Use | None:
-        """``request`` is about to queue."""
-        try:
-            if METER not in vars(pool):
-                self.leads_to(pool, request.connection_key.host, request.connection_key.port)
-            use = self.ask(pool)
-            if use is not None:
-                vars(request)[_USE] = use
-        except Exception as error:
-            self._failed(error)
-            return None
-        return use
 
     def _ended(self, use: Use, request: Any, error: BaseException) -> None:
         """There is not going to be a connection."""
@@ -123,13 +101,6 @@ class AiohttpAdapter(ClientAdapter):
                 use.failed(error)
         except Exception as fault:
             self._failed(fault)
-
-
-def _started(request: Any) -> None:
-    """A place in the pool is ``request``'s own."""
-    use: Use | None = getattr(request, _USE, None)
-    if use is not None and use.is_waiting:
-        use.got()
 
 
 def _is_too_late(request: Any) -> bool:

@@ -38,7 +38,7 @@ class AiomysqlAdapter(Unpooled):
         self.keep(Patch(pool, "release", self.releasing))
         self.keep(Patch(pool, "_fill_free_pool", self._filling))
         self.keep(Patch(connection, "_connect", self._connecting))
-        self.keep(Patch(connection, "close", self._closing))
+        self.keep(Patch(connection, "close", self.disconnecting))
 
     def name_of(self, pool: Any) -> str:
         given: dict[str, Any] = pool._conn_kwargs  # noqa: SLF001
@@ -89,14 +89,6 @@ class AiomysqlAdapter(Unpooled):
             return result
 
         return _connect
-
-    def _closing(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def close(connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            self.disconnected(connection)
-            return original(connection, *arguments, **keywords)
-
-        return close
 
 
 def _name(socket: str | None, host: str, port: int, database: str | None) -> str:

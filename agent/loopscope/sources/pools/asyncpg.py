@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from loopscope.core.patch import Patch
-from loopscope.sources.pools.adapter import Adapter, making
+from loopscope.sources.pools.adapter import Adapter
 from loopscope.sources.pools.meter import Level
 
 
@@ -41,7 +41,7 @@ class AsyncpgAdapter(Adapter):
         pools: Any = module.pool
         original = pools.Pool
         self.keep(Patch(original, "_acquire", partial(self.acquiring, thing=_holder_of)))
-        self.keep(Patch(original, "_get_new_connection", self._connecting))
+        self.keep(Patch(original, "_get_new_connection", self.opening))
         self.keep(Patch(pools.PoolConnectionHolder, "_release", self._releasing))
 
         class Pool(original):  # type: ignore[misc, valid-type]
@@ -68,17 +68,6 @@ class AsyncpgAdapter(Adapter):
             return original(holder)
 
         return _release
-
-    def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        async def _get_new_connection(pool: Any) -> Any:
-            began = self.book.now()
-            with making():
-                connection = await original(pool)
-            self.opened(pool, began)
-            return connection
-
-        return _get_new_connection
 
 
 def _holder_of(connection: Any) -> object:

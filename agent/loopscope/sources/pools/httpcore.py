@@ -19,18 +19,15 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 from loopscope.core.patch import Patch
 from loopscope.sources.pools.adapter import METER
-from loopscope.sources.pools.clients import ClientAdapter
+from loopscope.sources.pools.clients import ClientAdapter, use_of
 from loopscope.sources.pools.meter import Level, Meter
 from loopscope.sources.pools.use import Use
 
 _Function = Callable[..., Any]
-
-_USE: Final = "loopscope_use"
-"""The attribute of a request that is its use of the pool."""
 
 
 class HttpcoreAdapter(ClientAdapter):
@@ -45,7 +42,7 @@ class HttpcoreAdapter(ClientAdapter):
         flavour = library._async  # noqa: SLF001
         pools, proxies = flavour.connection_pool, flavour.http_proxy
         self._patch_all(
-            (pools.AsyncConnectionPool, "__init__", self._making),
+            (pools.AsyncConnectionPool, "__init__", self.constructing),
             (pools.AsyncConnectionPool, "create_connection", self._creating),
             (pools.AsyncConnectionPool, "handle_async_request", self._sending),
             (pools.AsyncConnectionPool, "aclose", self.closing),
@@ -60,7 +57,7 @@ class HttpcoreAdapter(ClientAdapter):
         flavour = library._sync  # noqa: SLF001
         pools, proxies = flavour.connection_pool, flavour.http_proxy
         self._patch_all(
-            (pools.ConnectionPool, "__init__", self._making),
+            (pools.ConnectionPool, "__init__", self.constructing),
             (pools.ConnectionPool, "create_connection", self._creating),
             (pools.ConnectionPool, "handle_request", self._sending_in_thread),
             (pools.ConnectionPool, "close", self.closing),
@@ -80,17 +77,13 @@ class HttpcoreAdapter(ClientAdapter):
         idle = sum(connection.is_idle() for connection in connections)
         return Level(capacity=limit if is_limit else None, idle=idle)
 
+    def origin_of(self, request: Any) -> tuple[str, int | None]:
+        origin = request.url.origin
+        return origin.host.decode("ascii", "replace"), origin.port
+
     def _patch_all(self, *patches: tuple[type, str, Callable[[_Function], _Function]]) -> None:
         for owner, name, make in patches:
             self.keep(Patch(owner, name, make))
-
-    def _making(self, original: _Function) -> _Function:
-        @wraps(original)
-        def __init__(pool: Any, *arguments: Any, **keywords: Any) -> None:  # noqa: N807
-            original(pool, *arguments, **keywords)
-            self.made(pool)
-
-        return __init__
 
     def _creating(self, original: _Function) -> _Function:
         @wraps(original)
@@ -106,7 +99,7 @@ class HttpcoreAdapter(ClientAdapter):
         async def handle_async_request(
             pool: Any, request: Any, *arguments: Any, **keywords: Any
         ) -> Any:
-            use = self._asked(pool, request)
+            use = self.asked(pool, request)
             if use is None:
                 return await original(pool, request, *arguments, **keywords)
             try:
@@ -120,7 +113,7 @@ class HttpcoreAdapter(ClientAdapter):
     def _sending_in_thread(self, original: _Function) -> _Function:
         @wraps(original)
         def handle_request(pool: Any, request: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self._asked(pool, request)
+            use = self.asked(pool, request)
             if use is None:
                 return original(pool, request, *arguments, **keywords)
             try:
@@ -136,7 +129,7 @@ class HttpcoreAdapter(ClientAdapter):
 
         @wraps(original)
         def start(connection: Any, request: Any, *arguments: Any, **keywords: Any) -> Any:
-            self._started(request)
+            self.started(request)
             return original(connection, request, *arguments, **keywords)
 
         return start
@@ -144,7 +137,7 @@ class HttpcoreAdapter(ClientAdapter):
     def _connecting(self, original: _Function) -> _Function:
         @wraps(original)
         async def _connect(connection: Any, request: Any, *arguments: Any, **keywords: Any) -> Any:
-            self._started(request)
+            self.started(request)
             began = self.book.now()
             stream = await original(connection, request, *arguments, **keywords)
             self._connected(connection, began)
@@ -155,7 +148,7 @@ class HttpcoreAdapter(ClientAdapter):
     def _connecting_in_thread(self, original: _Function) -> _Function:
         @wraps(original)
         def _connect(connection: Any, request: Any, *arguments: Any, **keywords: Any) -> Any:
-            self._started(request)
+            self.started(request)
             began = self.book.now()
             stream = original(connection, request, *arguments, **keywords)
             self._connected(connection, began)
@@ -173,29 +166,6 @@ class HttpcoreAdapter(ClientAdapter):
 
         return close
 
-    def _asked(self, pool: Any, request: Any) -> Use | None:
-        """``request`` is about to join the queue, and carries what becomes of it."""
-        try:
-            if METER not in vars(pool):
-                origin = request.url.origin
-                self.leads_to(pool, origin.host.decode("ascii", "replace"), origin.port)
-            use = self.ask(pool)
-            if use is not None:
-                vars(request)[_USE] = use
-        except Exception as error:
-            self._failed(error)
-            return None
-        return use
-
-    def _started(self, request: Any) -> None:
-        """A connection is ``request``'s own. Others than those of a pool's have no use."""
-        try:
-            use: Use | None = getattr(request, _USE, None)
-            if use is not None and use.is_waiting:
-                use.got()
-        except Exception as error:
-            self._failed(error)
-
     def _ended(self, use: Use, error: BaseException) -> None:
         """There is not going to be a response."""
         try:
@@ -209,7 +179,7 @@ class HttpcoreAdapter(ClientAdapter):
     def _over(self, stream: Any) -> None:
         """The response is being closed, and what served it about to be free again."""
         try:
-            use: Use | None = getattr(stream._pool_request.request, _USE, None)  # noqa: SLF001
+            use = use_of(stream._pool_request.request)  # noqa: SLF001
             if use is not None:
                 use.release()
         except Exception as error:

@@ -8,13 +8,11 @@ threads of its own, in nobody's name; in a null pool, by whoever wants one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from types import ModuleType
 from typing import Any
 
 from loopscope.core.patch import Patch
-from loopscope.sources.pools.adapter import Adapter, making
+from loopscope.sources.pools.adapter import Adapter
 from loopscope.sources.pools.meter import Level
 from loopscope.sources.pools.psycopg_connect import address
 
@@ -31,10 +29,10 @@ class PsycopgAdapter(Adapter):
         for owner, name, make in (
             (pool, "getconn", self.acquiring),
             (pool, "putconn", self.releasing),
-            (pool, "_connect", self._connecting),
+            (pool, "_connect", self.opening),
             (async_pool, "getconn", self.acquiring),
             (async_pool, "putconn", self.releasing),
-            (async_pool, "_connect", self._connecting_async),
+            (async_pool, "_connect", self.opening),
         ):
             self.keep(Patch(owner, name, make))
 
@@ -48,25 +46,3 @@ class PsycopgAdapter(Adapter):
             return None
         stats = pool.get_stats()
         return Level(capacity=stats["pool_max"] or None, idle=stats["pool_available"])
-
-    def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def _connect(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            began = self.book.now()
-            with making():
-                connection = original(pool, *arguments, **keywords)
-            self.opened(pool, began)
-            return connection
-
-        return _connect
-
-    def _connecting_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        async def _connect(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            began = self.book.now()
-            with making():
-                connection = await original(pool, *arguments, **keywords)
-            self.opened(pool, began)
-            return connection
-
-        return _connect

@@ -10,13 +10,10 @@ whoever has it lets go of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import wraps
 from types import ModuleType
 from typing import Any
 
 from loopscope.core.patch import Patch
-from loopscope.sources.pools.adapter import making
 from loopscope.sources.pools.unpooled import Unpooled
 
 
@@ -42,65 +39,13 @@ class PsycopgConnectAdapter(Unpooled):
     def patch(self, module: ModuleType) -> None:
         connection: Any = module.Connection
         async_connection: Any = module.AsyncConnection
-        self.keep(Patch(connection, "connect", self._connecting))
-        self.keep(Patch(async_connection, "connect", self._connecting_async))
-        self.keep(Patch(connection, "close", self._closing))
-        self.keep(Patch(async_connection, "close", self._closing_async))
+        for each in (connection, async_connection):
+            self.keep(Patch(each, "connect", self._connecting))
+            self.keep(Patch(each, "close", self.disconnecting))
         self.keep(Patch(module, "connect", lambda _: connection.connect))
 
-    def address_of(self, conninfo: str = "", *_: Any, **keywords: Any) -> str:
+    def address_of(self, _: type, conninfo: str = "", *__: Any, **keywords: Any) -> str:
         return address(conninfo, **keywords)
 
     def _connecting(self, original: Any) -> Any:
-        plain: Callable[..., Any] = original.__func__
-
-        @wraps(plain)
-        def connect(cls: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self.connects(arguments, keywords)
-            if use is None:
-                return plain(cls, *arguments, **keywords)
-            try:
-                with making():
-                    connection = plain(cls, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(error)
-                raise
-            self.connected(use, connection)
-            return connection
-
-        return classmethod(connect)
-
-    def _connecting_async(self, original: Any) -> Any:
-        plain: Callable[..., Any] = original.__func__
-
-        @wraps(plain)
-        async def connect(cls: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = self.connects(arguments, keywords)
-            if use is None:
-                return await plain(cls, *arguments, **keywords)
-            try:
-                with making():
-                    connection = await plain(cls, *arguments, **keywords)
-            except BaseException as error:
-                use.failed(error)
-                raise
-            self.connected(use, connection)
-            return connection
-
-        return classmethod(connect)
-
-    def _closing(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def close(connection: Any) -> Any:
-            self.disconnected(connection)
-            return original(connection)
-
-        return close
-
-    def _closing_async(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        async def close(connection: Any) -> Any:
-            self.disconnected(connection)
-            return await original(connection)
-
-        return close
+        return classmethod(self.connecting(original.__func__))

@@ -12,8 +12,7 @@ server are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from math import isinf
 from types import ModuleType
 from typing import Any
@@ -21,8 +20,6 @@ from typing import Any
 from loopscope.core.patch import Patch
 from loopscope.sources.pools.adapter import Adapter
 from loopscope.sources.pools.meter import Level
-
-_Function = Callable[..., Any]
 
 
 class PymongoAdapter(Adapter):
@@ -33,16 +30,11 @@ class PymongoAdapter(Adapter):
 
     def patch(self, module: ModuleType) -> None:
         library: Any = module
-        pool = library.asynchronous.pool.Pool
-        self.keep(Patch(pool, "_get_conn", partial(self.acquiring, skips=_is_monitors)))
-        self.keep(Patch(pool, "checkin", self.releasing))
-        self.keep(Patch(pool, "connect", self._connecting))
-        self.keep(Patch(pool, "close", self.closing))
-        pool = library.synchronous.pool.Pool
-        self.keep(Patch(pool, "_get_conn", partial(self.acquiring, skips=_is_monitors)))
-        self.keep(Patch(pool, "checkin", self.releasing))
-        self.keep(Patch(pool, "connect", self._connecting_in_thread))
-        self.keep(Patch(pool, "close", self.closing))
+        for pool in (library.asynchronous.pool.Pool, library.synchronous.pool.Pool):
+            self.keep(Patch(pool, "_get_conn", partial(self.acquiring, skips=_is_monitors)))
+            self.keep(Patch(pool, "checkin", self.releasing))
+            self.keep(Patch(pool, "connect", partial(self.opening, skips=_is_monitors)))
+            self.keep(Patch(pool, "close", self.closing))
 
     def name_of(self, pool: Any) -> str:
         host, port = pool.address
@@ -51,28 +43,6 @@ class PymongoAdapter(Adapter):
     def level_of(self, pool: Any) -> Level:
         limit = pool.max_pool_size
         return Level(capacity=None if isinf(limit) else limit, idle=len(pool.conns))
-
-    def _connecting(self, original: _Function) -> _Function:
-        @wraps(original)
-        async def connect(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            began = self.book.now()
-            connection = await original(pool, *arguments, **keywords)
-            if not _is_monitors(pool):
-                self.opened(pool, began)
-            return connection
-
-        return connect
-
-    def _connecting_in_thread(self, original: _Function) -> _Function:
-        @wraps(original)
-        def connect(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            began = self.book.now()
-            connection = original(pool, *arguments, **keywords)
-            if not _is_monitors(pool):
-                self.opened(pool, began)
-            return connection
-
-        return connect
 
 
 def _is_monitors(pool: Any) -> bool:

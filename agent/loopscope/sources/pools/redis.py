@@ -96,20 +96,9 @@ class RedisAdapter(RedisPools):
         self.keep(Patch(plain, "release", self.releasing))
         self.keep(Patch(plain, "make_connection", self.marking))
         connection = library.AbstractConnection
-        self.keep(Patch(connection, connect_of(connection), self._connecting))
+        opening = partial(self.opening, pool_of=self.pool_of, skips=self.is_connected)
+        self.keep(Patch(connection, connect_of(connection), opening))
         self.keep(Patch(connection, "register_connect_callback", self.subscribing))
-
-    def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        async def connect(connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            if connection.is_connected:
-                return await original(connection, *arguments, **keywords)
-            began = self.book.now()
-            result = await original(connection, *arguments, **keywords)
-            self.opened(self.pool_of(connection), began)
-            return result
-
-        return connect
 
 
 def connect_of(connection: type) -> str:

@@ -6,8 +6,8 @@ one does everything itself, and keeps what is idle in a queue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial, wraps
+from collections.abc import Iterable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +26,8 @@ class RedisSyncAdapter(RedisPools):
             self.keep(Patch(pool, "release", self.releasing))
             self.keep(Patch(pool, "make_connection", self.marking))
         connection = library.AbstractConnection
-        self.keep(Patch(connection, connect_of(connection), self._connecting))
+        opening = partial(self.opening, pool_of=self.pool_of, skips=self.is_connected)
+        self.keep(Patch(connection, connect_of(connection), opening))
         self.keep(Patch(connection, "register_connect_callback", self.subscribing))
 
     def idle_in(self, pool: Any) -> Iterable[Any]:
@@ -38,15 +39,3 @@ class RedisSyncAdapter(RedisPools):
     def is_connected(self, connection: Any) -> bool:
         inner: Any = getattr(connection, "_conn", connection)  # of one that caches
         return bool(inner._sock)  # noqa: SLF001
-
-    def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def connect(connection: Any, *arguments: Any, **keywords: Any) -> Any:
-            if self.is_connected(connection):
-                return original(connection, *arguments, **keywords)
-            began = self.book.now()
-            result = original(connection, *arguments, **keywords)
-            self.opened(self.pool_of(connection), began)
-            return result
-
-        return connect

@@ -22,7 +22,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from loopscope.core.patch import Patch
-from loopscope.sources.pools.adapter import Adapter, making
+from loopscope.sources.pools.adapter import Adapter
 from loopscope.sources.pools.meter import Level
 
 _MOST_FRAMES = 50
@@ -47,13 +47,17 @@ class SqlalchemyAdapter(Adapter):
         self.keep(Patch(base.Pool, "connect", acquiring))
         self.keep(Patch(base.Pool, "_return_conn", self.releasing))
         self.keep(Patch(base._ConnectionFairy, "detach", self._detaching))  # noqa: SLF001
-        self.keep(
-            Patch(base._ConnectionRecord, "_ConnectionRecord__connect", self._connecting)  # noqa: SLF001
-        )
+        opening = partial(self.opening, pool_of=self._pool_of)
+        self.keep(Patch(base._ConnectionRecord, "_ConnectionRecord__connect", opening))  # noqa: SLF001
 
     def _is_shared(self, pool: Any) -> bool:
         """Whether everybody gets the same, and nobody waits."""
         return isinstance(pool, self._shared)
+
+    def _pool_of(self, record: Any) -> Any:
+        """Whose a record is; None where that is not measured."""
+        pool = getattr(record, _POOL, None)
+        return None if self._is_shared(pool) else pool
 
     def name_of(self, pool: Any) -> str:
         """As the engine says that has just asked: its pool knows nothing of where it leads."""
@@ -93,19 +97,6 @@ class SqlalchemyAdapter(Adapter):
             return original(connection)
 
         return detach
-
-    def _connecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def connect(record: Any) -> Any:
-            began = self.book.now()
-            with making():
-                made = original(record)
-            pool = getattr(record, _POOL, None)
-            if not isinstance(pool, self._shared):
-                self.opened(pool, began)
-            return made
-
-        return connect
 
 
 def _record_of(connection: Any) -> object:

@@ -7,11 +7,13 @@ around its connecting is ``making``.
 
 from __future__ import annotations
 
+from functools import wraps
+from inspect import iscoroutinefunction
 from typing import Any
 from weakref import finalize
 
 from loopscope.core.faults import Faults
-from loopscope.sources.pools.adapter import INSIDE_A_POOL, Adapter
+from loopscope.sources.pools.adapter import INSIDE_A_POOL, Adapter, Function, making
 from loopscope.sources.pools.book import PoolBook
 from loopscope.sources.pools.use import Use
 
@@ -29,8 +31,59 @@ class Unpooled(Adapter):
         """By the id of a connection, what is to happen when it is closed, or forgotten."""
 
     def address_of(self, *arguments: Any, **keywords: Any) -> str:
-        """Where somebody leads who connects so: host, port and database. May raise."""
+        """Where somebody leads who connects so: host, port and database. May raise.
+
+        The arguments are all that the function has been called with.
+        """
         raise NotImplementedError
+
+    def connecting(self, original: Function) -> Function:
+        """What stands in for the function, of either colour, that connects; see ``address_of``."""
+
+        @wraps(original)
+        async def connect_async(*arguments: Any, **keywords: Any) -> Any:
+            use = self.connects(arguments, keywords)
+            if use is None:
+                return await original(*arguments, **keywords)
+            try:
+                with making():
+                    connection = await original(*arguments, **keywords)
+            except BaseException as error:
+                use.failed(error)
+                raise
+            self.connected(use, connection)
+            return connection
+
+        @wraps(original)
+        def connect(*arguments: Any, **keywords: Any) -> Any:
+            use = self.connects(arguments, keywords)
+            if use is None:
+                return original(*arguments, **keywords)
+            try:
+                with making():
+                    connection = original(*arguments, **keywords)
+            except BaseException as error:
+                use.failed(error)
+                raise
+            self.connected(use, connection)
+            return connection
+
+        return connect_async if iscoroutinefunction(original) else connect
+
+    def disconnecting(self, original: Function) -> Function:
+        """What stands in for the function, of either colour, by which a connection ends."""
+
+        @wraps(original)
+        async def close_async(connection: Any, *arguments: Any, **keywords: Any) -> Any:
+            self.disconnected(connection)
+            return await original(connection, *arguments, **keywords)
+
+        @wraps(original)
+        def close(connection: Any, *arguments: Any, **keywords: Any) -> Any:
+            self.disconnected(connection)
+            return original(connection, *arguments, **keywords)
+
+        return close_async if iscoroutinefunction(original) else close
 
     def connects(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Use | None:
         """Somebody connects; None if that is a pool, or is not measured."""
