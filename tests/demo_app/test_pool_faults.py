@@ -97,12 +97,19 @@ async def _queue_for_the_desk(http: httpx.AsyncClient) -> None:
 
 
 async def _wait_for_the_depot(http: httpx.AsyncClient, running: Stack) -> None:
-    """Thirty ask for what takes a connection for a quarter of a second; another comes then."""
+    """Thirty ask, over and over, for what takes a connection a quarter of a second; one comes."""
     await _switch(http, faults.ask_the_depot_with_a_connection_in_hand.__name__)
-    others = [asyncio.create_task(http.get("/api/products/sku-0001")) for _ in range(30)]
+    served = asyncio.Event()
+
+    async def ask_until_served() -> None:
+        while not served.is_set():
+            (await http.get("/api/products/sku-0001")).raise_for_status()
+
+    others = [asyncio.create_task(ask_until_served()) for _ in range(30)]
     while not any(map(_is_full, await measure.pools(running.admin_url))):
         assert not all(each.done() for each in others), "nobody had to wait"
     await http.get("/api/reports/sales")
+    served.set()
     await asyncio.gather(*others)
 
 
