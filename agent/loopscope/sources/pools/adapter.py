@@ -139,9 +139,6 @@ class Adapter:
         if thing is not None:
             took = partial(self._took_of, thing)
 
-        def failed(use: Use, error: BaseException) -> None:
-            use.failed(error if reason is None else reason(error))
-
         @wraps(original)
         async def acquire_async(pool: Any, *arguments: Any, **keywords: Any) -> Any:
             use = ask(pool)
@@ -150,7 +147,7 @@ class Adapter:
             try:
                 taken = await original(pool, *arguments, **keywords)
             except BaseException as error:
-                failed(use, error)
+                self.failed(use, error, reason)
                 raise
             took(use, taken)
             return taken
@@ -163,7 +160,7 @@ class Adapter:
             try:
                 taken = original(pool, *arguments, **keywords)
             except BaseException as error:
-                failed(use, error)
+                self.failed(use, error, reason)
                 raise
             took(use, taken)
             return taken
@@ -317,6 +314,21 @@ class Adapter:
         """The pool that ``thing`` has been said to belong to, while that is there; or None."""
         pool = getattr(thing, _POOL, None)
         return None if pool is None else pool()
+
+    def failed(
+        self,
+        use: Use,
+        error: BaseException,
+        reason: Callable[[BaseException], BaseException] | None = None,
+    ) -> None:
+        """``use`` came to nothing by ``error``, or by what ``reason`` says of that.
+
+        Safe to call on the way out of the library's function: its error is what has to get out.
+        """
+        try:
+            use.failed(error if reason is None else reason(error))
+        except Exception as ours:
+            self._failed(ours)
 
     def safely(self, note: Callable[[], None]) -> None:
         """Call ``note``; what goes wrong in there is no concern of the library's."""

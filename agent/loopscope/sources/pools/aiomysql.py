@@ -83,7 +83,7 @@ class AiomysqlAdapter(Unpooled):
             try:
                 result = await original(connection, *arguments, **keywords)
             except BaseException as error:
-                use.failed(error)
+                self.failed(use, error)
                 raise
             self.connected(use, connection)
             return result

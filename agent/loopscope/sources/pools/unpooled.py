@@ -49,7 +49,7 @@ class Unpooled(Adapter):
                 with making():
                     connection = await original(*arguments, **keywords)
             except BaseException as error:
-                use.failed(error)
+                self.failed(use, error)
                 raise
             self.connected(use, connection)
             return connection
@@ -63,7 +63,7 @@ class Unpooled(Adapter):
                 with making():
                     connection = original(*arguments, **keywords)
             except BaseException as error:
-                use.failed(error)
+                self.failed(use, error)
                 raise
             self.connected(use, connection)
             return connection
