@@ -32,10 +32,12 @@ from loopscope.core.faults import Faults
 from loopscope.core.group import Group, make_safe, remove_if_deserted
 from loopscope.core.imports import Imports
 from loopscope.core.merge import Family, ReadPage, merge
+from loopscope.core.notes import SUFFIX as NOTES
+from loopscope.core.notes import Notes
 from loopscope.core.page import Labels, Page, PageFullError, PageReader
 from loopscope.core.phases import AFTERWARDS, LOOP_RUN
 from loopscope.core.stacks import UserCode
-from loopscope.core.stall import Stall, as_json
+from loopscope.core.stall import Order, Stall, as_json, in_order, told
 from loopscope.exporters.leak_log import LeakLog
 from loopscope.exporters.log import StallLog
 from loopscope.exporters.profile import BlockingProfile, wall_clock
@@ -68,7 +70,7 @@ from loopscope.sources.requests import (
     Tracer,
     method_label,
 )
-from loopscope.sources.stalls import Order, StallBook
+from loopscope.sources.stalls import StallBook
 from loopscope.sources.suspicion import Running, Waiting
 from loopscope.sources.tasks import TasksSource
 from loopscope.sources.threads import ThreadsSource
@@ -194,6 +196,7 @@ class Agent:
         self._left_behind: Iterator[Path] = iter(())
         """Directories of other groups that may be deserted."""
         self.page = self._make_page()
+        self._notes = None if self.page.path is None else Notes(self.page.path.with_suffix(NOTES))
         self.tracer = self._make_tracer()
         self._own_tracer = self.tracer
         """What we set up ourselves stays to be shut down when the service's takes its place."""
@@ -236,6 +239,7 @@ class Agent:
             user_code=self.users,
             pauses=lambda: list(self.gc.pauses),
             on_stall=self._on_stall,
+            on_hold=self._note,
             faults=self.faults,
             errand=self._errand,
             worker=str(os.getpid()),
@@ -301,6 +305,8 @@ class Agent:
         self._unhook()
         if self._own_tracer is not None:
             self._own_tracer.stop()
+        if self._notes is not None:
+            self._notes.close()
         self.page.close()
 
     def abandon(self) -> None:
@@ -309,6 +315,8 @@ class Agent:
         First of its locks: were they kept, the parent would look alive for as long as the child is.
         """
         self.page.abandon()
+        if self._notes is not None:
+            self._notes.abandon()
         if self.group is not None:
             self.group.abandon()
         self._unhook()
@@ -407,16 +415,29 @@ class Agent:
     def _watched(self) -> list[Recorders]:
         return [recorders for recorders in self._recorders if recorders.is_watched]
 
+    def _note(self, stall: Stall) -> None:
+        """Leave word of ``stall`` to the other workers, whatever becomes of this one."""
+        if self._notes is not None and not self.faults.is_off("notes"):
+            try:
+                self._notes.write(as_json(stall))
+            except OSError as error:
+                self.faults.report("notes", error)
+
     def _on_stall(self, stall: Stall) -> None:
+        self._note(stall)
         root = stall.route or stall.task or "(no task)"
         for frames, seconds in stall.stacks:
             self.profile.add(frames, seconds, root)
         self._stall_log.write(stall)
 
     def stalls(self, order: Order = "newest", limit: int = 100) -> list[dict[str, Any]]:
-        """Stalls as ``/api/stalls`` lists them, those in progress first. From any thread."""
-        stalls = [*self.watchdog.in_progress(), *self.book.kept(order, limit)]
-        return [as_json(stall) for stall in stalls[:limit]]
+        """Stalls of all workers as ``/api/stalls`` lists them. Not for an event loop's thread."""
+        stalls = [as_json(stall) for stall in (*self.watchdog.in_progress(), *self.book.kept())]
+        if self.group is not None:
+            now = self.clock.wall(self.clock.now())
+            for notes, alive in self.group.notes():
+                stalls += told(notes, alive=alive, now=now)
+        return in_order(stalls, order, limit)
 
     def wall_profile(self, only: str | None = None) -> BlockingProfile:
         """Where each route's time went, or one route's, running and awaiting.

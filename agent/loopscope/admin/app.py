@@ -25,9 +25,9 @@ from loopscope.admin.requests import listed as in_flight
 from loopscope.admin.snapshot import snapshot
 from loopscope.admin.stalls import by_location
 from loopscope.agent import Agent, current_agent
+from loopscope.core.stall import ORDERS, Order
 from loopscope.exporters.profile import BlockingProfile
 from loopscope.settings import resolve
-from loopscope.sources.stalls import ORDERS, Order
 
 _GZIP = 31
 """zlib's number for gzip's format with the largest window."""
@@ -117,7 +117,9 @@ class AdminApp:
         order = choice(request.query_params, "sort", ORDERS)
         limit = whole(request.query_params, "limit", default=100, most=1000)
         group = choice(request.query_params, "group", ("", "location"))
-        stalls = agent.stalls(cast("Order", order), limit)
+        loop = asyncio.get_running_loop()
+        work = partial(agent.stalls, cast("Order", order), limit)
+        stalls = await loop.run_in_executor(agent.renderer, work)
         return JSONResponse({"groups": by_location(stalls)} if group else {"stalls": stalls})
 
     async def blocking_profile(self, request: Request) -> Response:

@@ -2,8 +2,8 @@
 
 Workers share a directory. Each keeps a page there and a lock on it, which the kernel lets go of
 when the worker ends, however it ends: a page that nobody has locked is a dead worker's. Of the dead
-only counts are of interest. They are folded into one file, the archive, so that workers which come
-and go do not leave a file each.
+counts are of interest, and for a while what they noted (``core.notes``). Counts are folded into one
+file, the archive, so that workers which come and go do not leave a file each.
 
 A count is folded exactly once, whenever whoever folds is killed. A new archive is written aside and
 put in place by one ``rename``, and it says itself which pages are in it; only then are these
@@ -37,6 +37,9 @@ from pathlib import Path
 from loopscope.core.clock import Clock
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.metric import Metric
+from loopscope.core.notes import OLDER, Note
+from loopscope.core.notes import SUFFIX as NOTES
+from loopscope.core.notes import read as read_notes
 from loopscope.core.page import (
     DEFAULT_CAPACITY,
     HEADER_BYTES,
@@ -82,6 +85,8 @@ _NAME_BYTES = 256
 _MOST_FILES = 65_536
 """Names looked at: a directory that has more is not ours alone."""
 _MOST_PAGES = 4096
+_MOST_DEAD_NOTES = 32
+"""Dead workers whose last words are kept."""
 _BATCH = 64
 """Pages folded at once: all of them are in memory then."""
 _TRIES = 10
@@ -169,6 +174,25 @@ class Group:
         self._forget_readers({path for path, _ in found})
         return pages if archive.page is None else [archive.page, *pages]
 
+    def notes(self) -> list[tuple[list[Note], bool]]:
+        """What each of the others has noted, the latest dead included, and whether it is alive."""
+        own = self._own()
+        known = None if own is None else own.with_suffix(NOTES)
+        return [
+            (read_notes(path), self._is_alive(path)) for path in self._all_notes() if path != known
+        ]
+
+    def _all_notes(self) -> list[Path]:
+        with suppress(OSError):
+            return sorted(islice(self.directory.glob(f"*{NOTES}"), _MOST_PAGES))
+        return []
+
+    def _is_alive(self, notes: Path) -> bool:
+        """Whether the worker that these ``notes`` are of has its page locked."""
+        with suppress(OSError):
+            return _is_in_use(notes.with_suffix(SUFFIX))
+        return False
+
     def families(self) -> list[Family]:
         """What there is to say of the workers themselves, as of the latest look."""
         workers = Family(WORKERS, ())
@@ -236,6 +260,10 @@ class Group:
             _unlink(self.directory / name)
         for path in self.directory.glob(f"{_ARCHIVE}.*"):
             _unlink(path)
+        dead = [path for path in self._all_notes() if not self._is_alive(path)]
+        for path in sorted(dead, key=_changed)[:-_MOST_DEAD_NOTES]:
+            _unlink(path)
+            _unlink(path.with_suffix(OLDER))
         for path in self.directory.glob(f"*{SUFFIX}{UNBORN}"):
             with suppress(OSError):
                 if time.time() - path.lstat().st_mtime > _BIRTH and not _is_in_use(path):
@@ -426,7 +454,7 @@ def _is_ours(path: Path) -> bool:
         (f"{_ARCHIVE}.", _DAMAGED)
     )
     return stat.S_ISREG(path.lstat().st_mode) and (
-        known or path.name.endswith((SUFFIX, f"{SUFFIX}{UNBORN}"))
+        known or path.name.endswith((SUFFIX, f"{SUFFIX}{UNBORN}", NOTES, OLDER))
     )
 
 
@@ -475,6 +503,13 @@ def _put(page: Page, metric: Metric, labels: Sequence[str], values: Sequence[flo
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _changed(path: Path) -> float:
+    """When a file was written to last; long ago if it is gone."""
+    with suppress(OSError):
+        return path.lstat().st_mtime
+    return 0.0
 
 
 def _unlink(path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
+
+Order = Literal["newest", "longest", "lost"]
+ORDERS: tuple[str, ...] = get_args(Order)
 
 
 @dataclass(slots=True)
@@ -44,12 +47,16 @@ class Stall:
 
 
 def as_json(stall: Stall) -> dict[str, Any]:
-    """``stall`` as ``/api/stalls`` shows it; the keys are a contract that is only ever extended."""
+    """``stall`` as ``/api/stalls`` shows it; the keys are a contract that is only ever extended.
+
+    ``cut_short``: the worker was gone before the stall was over, which is all that is known of it.
+    """
     return {
         "id": stall.id,
         "started_at": stall.started_at,
         "duration_s": stall.duration_s,
         "in_progress": stall.in_progress,
+        "cut_short": False,
         "is_estimate": stall.is_estimate,
         "cause": stall.cause,
         "location": stall.location,
@@ -76,3 +83,49 @@ def _by_route(stall: Stall) -> dict[str, dict[str, float]]:
         known["requests"] += requests
         known["seconds"] += seconds
     return routes
+
+
+_SHAPE = as_json(Stall("", 0.0, 0.0))
+
+
+def told(notes: Iterable[Mapping[str, Any]], *, alive: bool, now: float) -> list[dict[str, Any]]:
+    """The stalls that a worker's ``notes`` tell of, as ``as_json`` shows them, oldest first.
+
+    The latest word on a stall counts. One that is not over goes on at ``now``, Unix seconds, where
+    the worker is ``alive``, and was cut short where it is not.
+    """
+    stalls = {note["id"]: {**_SHAPE, **note} for note in notes if _is_stall(note)}
+    for stall in stalls.values():
+        if stall["in_progress"] and alive:
+            stall["duration_s"] = max(stall["duration_s"], now - stall["started_at"])
+        elif stall["in_progress"]:
+            stall.update(in_progress=False, cut_short=True)
+    return list(stalls.values())
+
+
+def _is_stall(note: Mapping[str, Any]) -> bool:
+    """Whether a note has what readers rely on, whatever else it has: files may be anybody's."""
+    known = {name: value for name, value in note.items() if name in _SHAPE}
+    same = all(isinstance(value, _like(_SHAPE[name])) for name, value in known.items())
+    victims: Any = note.get("victims", _SHAPE["victims"])
+    return same and {"id", "started_at", "duration_s"} <= known.keys() and _are_victims(victims)
+
+
+def _are_victims(victims: Any) -> bool:
+    return isinstance(victims, dict) and isinstance(victims.get("seconds"), int | float)
+
+
+def _like(value: object) -> Any:
+    return int | float if isinstance(value, float) else type(value)
+
+
+def in_order(
+    stalls: Iterable[dict[str, Any]], order: Order, limit: int = 100
+) -> list[dict[str, Any]]:
+    """``stalls`` as ``as_json`` shows them, those in progress first, at most ``limit``."""
+
+    def key(stall: Mapping[str, Any]) -> tuple[bool, float]:
+        by = {"newest": "started_at", "longest": "duration_s"}.get(order)
+        return stall["in_progress"], stall[by] if by else stall["victims"]["seconds"]
+
+    return sorted(stalls, key=key, reverse=True)[:limit]

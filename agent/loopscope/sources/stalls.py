@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappush, heappushpop
-from operator import attrgetter
-from typing import Literal, get_args
 
 from loopscope.core.budget import OVERFLOW, Budget
 from loopscope.core.histogram import Histogram, Number
@@ -71,10 +69,6 @@ _MOST_ROUTES = 500
 _NEWEST = 200
 _WORST = 50
 
-Order = Literal["newest", "longest", "lost"]
-ORDERS: tuple[str, ...] = get_args(Order)
-_KEYS: dict[Order, str] = {"newest": "started_at", "longest": "duration_s", "lost": "lost"}
-
 
 class StallBook:
     """Keeps the newest and the longest stalls and counts all; only the watchdog writes."""
@@ -119,11 +113,10 @@ class StallBook:
         """Publish how long the loop has been held by now."""
         self._in_progress.set(seconds)
 
-    def kept(self, order: Order, limit: int) -> list[Stall]:
-        """The kept stalls in that order, at most ``limit``."""
-        stalls = {stall.id: stall for stall in [*self._newest, *(s for _, _, s in self._worst)]}
-        by = attrgetter(_KEYS[order])
-        return sorted(stalls.values(), key=by, reverse=True)[:limit]
+    def kept(self) -> list[Stall]:
+        """The newest and the longest, the latter first."""
+        worst = [stall for _, _, stall in list(self._worst)]
+        return list({stall.id: stall for stall in [*worst, *list(self._newest)]}.values())
 
     def _make_place(self, labels: tuple[str, ...]) -> tuple[Number, Number]:
         return self._pair(STALLS, STALL_SECONDS, labels)

@@ -17,6 +17,10 @@ _GROWTH = 1.3
 """Each pause between two samples, to the one before: an hour costs no more than a minute."""
 _LONGEST_PAUSE = 0.25
 """Seconds between two samples, at most."""
+_FIRST_WORD = 0.25
+"""Seconds after which a stall is spoken of although it is not over."""
+_WORDS_GROWTH = 4.0
+"""Each such time, to the one before."""
 
 
 class Running(NamedTuple):
@@ -85,6 +89,7 @@ class Suspicion:
     id: str
     looks: list[Look] = field(default_factory=list[Look])
     next_look: float = 0.0
+    next_word: float = _FIRST_WORD
 
     def is_about(self, held: Interval, monitor: LoopMonitor) -> bool:
         """Whether this is what the loop later said of itself."""
@@ -94,6 +99,14 @@ class Suspicion:
     def is_due(self, now: float) -> bool:
         """Whether another sample should be taken."""
         return now >= self.next_look and len(self.looks) < _MOST_SAMPLES
+
+    def is_time_to_tell(self, now: float) -> bool:
+        """Whether this has lasted for long enough to be spoken of, once more."""
+        if now - self.since < self.next_word or not self.looks:
+            return False
+        while self.next_word <= now - self.since:
+            self.next_word *= _WORDS_GROWTH
+        return True
 
     def add(self, look: Look) -> None:
         """Keep a sample; the next one comes a little later each time."""

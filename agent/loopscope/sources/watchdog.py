@@ -96,9 +96,10 @@ class _Eye:
 class Watchdog:
     """Watches the loops that ``watched`` lists, in a daemon thread.
 
-    ``pauses`` lists the garbage collector's latest pauses with their thread; ``on_stall`` gets
-    every finished record, on the watchdog's thread. ``errand`` is what has to be done about once a
-    second; it is left for later while a loop is held.
+    ``pauses`` lists the garbage collector's latest pauses with their thread. ``on_stall`` gets
+    every finished record, on the watchdog's thread, and ``on_hold`` the record so far of a stall
+    that goes on, now and then, for it may never be finished. ``errand`` is what has to be done
+    about once a second; it is left for later while a loop is held.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Watchdog:
         pauses: Callable[[], Iterable[tuple[float, float, int]]],
         on_stall: Callable[[Stall], None],
         faults: Faults,
+        on_hold: Callable[[Stall], None] = lambda _: None,
         errand: Callable[[], None] = lambda: None,
         worker: str = "",
     ) -> None:
@@ -123,6 +125,7 @@ class Watchdog:
         self._postmortem = Postmortem(clock, user_code, pauses, worker)
         self._on_stall = on_stall
         self._faults = faults
+        self._on_hold = on_hold
         self._errand = errand
         self._worker = worker
         self._eyes: dict[LoopMonitor, _Eye] = {}
@@ -245,6 +248,9 @@ class Watchdog:
         if look is not None and eye.suspicion is not None:
             look.late = late
             eye.suspicion.add(look)
+            if eye.suspicion.is_time_to_tell(now):
+                suspicion = eye.suspicion
+                self._on_hold(self._postmortem.describe(suspicion, suspicion.since, now))
         if not is_held:
             self._infer_wait(watched.monitor, eye)
         self._close_ended(watched, eye, now, moment)
