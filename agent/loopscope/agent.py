@@ -47,6 +47,7 @@ from loopscope.settings import Settings
 from loopscope.sources.awaits import AwaitsSource, AwaitTable
 from loopscope.sources.cgroup import CgroupSource
 from loopscope.sources.closing import when_closed
+from loopscope.sources.endpoints import EndpointsSource
 from loopscope.sources.factory import FactorySource
 from loopscope.sources.gc import GcSource
 from loopscope.sources.in_flight import InFlightSource
@@ -135,6 +136,7 @@ class Recorders:
 
     def abandon(self) -> None:
         """In a forked child: write no more into what is the parent's."""
+        self.monitor.abandon()
         self.retire()
         self.requests.abandon()
         self.websockets.abandon()
@@ -202,6 +204,8 @@ class Agent:
         """What we set up ourselves stays to be shut down when the service's takes its place."""
         self._recorders: list[Recorders] = []
         self._applications = 0
+        self._routed: list[object] = []
+        """Applications whose routes are told to those who see only stacks."""
         self._lock = threading.Lock()  # attaching, refreshing and rendering; never per request
         self._own_reader = PageReader()
         self.itself = SelfSource(
@@ -246,6 +250,7 @@ class Agent:
         )
         self.tasks = TasksSource(self.page, _give_way)
         self.factories = FactorySource(self.page)
+        self._endpoints = EndpointsSource(self.page, lambda: list(self._routed))
         self.imports = Imports(self.faults)
         thread_pools = ThreadPools(self._pool_book)
         self.threads = ThreadsSource(self.imports, self.faults, thread_pools)
@@ -397,7 +402,12 @@ class Agent:
                 max_series=settings.max_series,
                 tracer=self.tracer,
             ),
-            LoopMonitor(self.page, self.clock.now, settings.stall_threshold),
+            LoopMonitor(
+                self.page,
+                self.clock.now,
+                settings.stall_threshold,
+                seen_from_outside=settings.sentinel,
+            ),
             is_watched=settings.stalls,
         )
         self._recorders.append(recorders)
@@ -570,6 +580,18 @@ class Agent:
         except (OSError, PageFullError) as error:
             self.faults.report("workers", error)
 
+    def routes_of(self, application: object) -> None:
+        """Take note of an application, whose routes may be asked for."""
+        if self.settings.sentinel and application not in self._routed:
+            self._routed.append(application)
+
+    def _tell_endpoints(self) -> None:
+        if not self.faults.is_off("endpoints"):
+            try:
+                self._endpoints.refresh()
+            except Exception as error:
+                self.faults.report("endpoints", error)
+
     def _errand(self) -> None:
         """What is done about once a second, on the watchdog's thread.
 
@@ -577,6 +599,7 @@ class Agent:
         """
         self._pool_book.fold()
         self._remove_left_behind()
+        self._tell_endpoints()
         if self.group is not None and self._lock.acquire(blocking=False):
             try:
                 self._refresh()

@@ -126,6 +126,7 @@ class Loopscope:
         try:
             self._agent = join_agent(self._settings, AdminListener)
             self._faults = self._agent.faults
+            self._agent.routes_of(self.app)
             self._recorders = self._agent.recorders()
         except Exception as error:  # no /proc, no memory, or an event loop that is not asyncio's
             self._faults.report("start", error)

@@ -160,6 +160,12 @@ class Settings:
         _BOOLEAN,
         "Whether workers with one parent and one listening socket share figures by themselves.",
     )
+    sentinel: bool = _setting(
+        False,
+        _BOOLEAN,
+        "Whether a process beside the workers serves their figures, and looks into those that hang "
+        "from outside.",
+    )
     exclude: tuple[str, ...] = _setting(
         (),
         _Kind("regular expressions, separated by commas", _patterns),
@@ -245,6 +251,7 @@ class SettingsKeywords(TypedDict, total=False):
     token: str
     directory: Path | str | None
     share: bool
+    sentinel: bool
     exclude: Sequence[str]
     max_series: int
     request_start: bool
@@ -255,6 +262,7 @@ class SettingsKeywords(TypedDict, total=False):
     await_threshold: float
     sequential_threshold: float
     stuck_after: float
+    leak_after: float
     code_roots: Sequence[str]
     traces: str
     service: str

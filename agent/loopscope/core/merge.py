@@ -3,7 +3,8 @@
 Counters, histograms and ordinary gauges are added up. Gauges that mean something per worker only
 (``Metric.per_worker``) keep apart by a ``worker`` label, as soon as there may be several workers.
 Of what all workers share, or have to themselves up to a limit (``Metric.fullest``), the largest
-value counts: five workers that see one queue of seven do not see 35.
+value counts: five workers that see one queue of seven do not see 35. Gauges whose name begins with
+an underscore are what pages tell those who know to ask; they are in no family.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def merge(
                 breathe()
             metric = series.metric
             labels = series.labels
-            if metric.kind == "gauge" and not page.alive:
+            if metric.kind == "gauge" and (metric.name[0] == "_" or not page.alive):
                 continue
             apart = metric.per_worker and page.worker
             family = families.get(metric.name)

@@ -404,6 +404,20 @@ class RouteResolver:
             return
 
 
+def endpoints(app: object) -> list[tuple[object, str]]:
+    """What the routes below ``app`` lead to, each with its template; not what several routes do."""
+    router = _find_router(app)
+    if router is None:
+        return []
+    index = _Index(router)
+    _fill(index, router, _TOP, 0)
+    return [
+        (found, place.template)
+        for found, (place, *others) in index.places.values()
+        if not others and not _template(found) and place.app is None and not place.prefix
+    ]
+
+
 def _fill(index: _Index, router: object, parent: _Place, depth: int) -> None:
     """File everything that stands in `router`, and in the mounts and hosts below it."""
     routes = _routes(router)

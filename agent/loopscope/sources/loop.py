@@ -13,7 +13,9 @@ polling, the loop is held, exactly since then; when it ends is told by a callbac
 meanwhile. Of any other loop a late beat is all there is, half a beat less precise.
 
 A loop that rests costs next to nothing: its beats are a second apart (waking an idle process takes
-ten times the CPU that a beat takes in a busy one), and the watchdog sleeps until it is called.
+ten times the CPU that a beat takes in a busy one), and the watchdog sleeps until it is called. That
+is not for those that are watched from outside as well: there a beat that fails to come is all there
+is to see, and so it has to come soon.
 
 What runs on the loop's thread does a fixed, small amount of work, also when a stall ends.
 ``sources.watchdog`` reads what is left behind from a thread of its own.
@@ -62,6 +64,17 @@ TIME = Metric(
 
 METRICS = (DELAY, TIME)
 
+BEAT_DUE = Metric(
+    "_eventloop_beat_due_seconds",
+    "gauge",
+    "When the loop's next beat is due, on the system's monotonic clock; 0 if none is.",
+    ("loop",),
+)
+THREAD = Metric(
+    "_eventloop_thread", "gauge", "The native id of the thread that runs the loop.", ("loop",)
+)
+"""For whoever reads the page from outside: a loop that does not come round cannot say so."""
+
 Interval = tuple[float, float]
 """Two moments on the agent's clock: from when, until when."""
 
@@ -69,6 +82,8 @@ _MOST_ENDED = 256
 """Holds that wait for the watchdog to take them."""
 _DOZING = 1.0
 """Seconds between the beats of a loop that rests."""
+SEEN_FROM_OUTSIDE = 0.05
+"""Seconds between the beats of one that is watched by another process, at most."""
 _SAME = 0.003
 """Seconds: a loop that last polled as long after our own beat did nothing else since."""
 _BUSY = 0.1
@@ -81,15 +96,28 @@ _EMPTY = contextvars.Context()
 class LoopMonitor:
     """Heartbeat and, where possible, selector of one event loop.
 
-    ``threshold`` seconds is how long a hold of the loop has to be to be put on ``ended``.
+    ``threshold`` seconds is how long a hold of the loop has to be to be put on ``ended``. Another
+    process may rely on the beats of a loop that is ``seen_from_outside``, also while it rests.
     """
 
-    def __init__(self, page: Page, now: Callable[[], float], threshold: float) -> None:
+    def __init__(
+        self,
+        page: Page,
+        now: Callable[[], float],
+        threshold: float,
+        *,
+        seen_from_outside: bool = False,
+    ) -> None:
         self.threshold = threshold
         self._patience = max(0.005, threshold / 2)
         self._brisk = max(threshold / 5, 0.005)
         self._calm = max(threshold / 2, 0.01)
         self._watchful = max(threshold * 0.8, 0.04)
+        self._dozing = _DOZING
+        if seen_from_outside:
+            self._watchful = self._dozing = min(self._watchful, SEEN_FROM_OUTSIDE)
+            self._calm = min(self._calm, SEEN_FROM_OUTSIDE)
+            self._brisk = min(self._brisk, SEEN_FROM_OUTSIDE)
         self.interval = self._brisk
         """Seconds from the last beat to the next: few where the loop tells more, or is idle."""
         self.ended: deque[Interval] = deque(maxlen=_MOST_ENDED)
@@ -110,6 +138,9 @@ class LoopMonitor:
         self._now = now
         self._wakeups = WakeUps(now)
         self._slots = page.slots
+        number = str(page.series_count)
+        self._beat_due = Number(page.slots, page.allocate(BEAT_DUE, (number,)))
+        self._beating = Number(page.slots, page.allocate(THREAD, (number,)))
         self._delays = page.allocate(DELAY)
         self._busy = Number(page.slots, page.allocate(TIME, ("busy",)))
         self._idle = Number(page.slots, page.allocate(TIME, ("idle",)))
@@ -142,6 +173,7 @@ class LoopMonitor:
         self._loop = weakref.ref(loop)
         self.thread = threading.get_ident()
         self.native_id = threading.get_native_id()
+        self._beating.set(self.native_id)
         self.base = None
         self._wakeups.attach(loop)
         self._wrap_selector(getattr(loop, "_selector", None))
@@ -163,7 +195,13 @@ class LoopMonitor:
     def forget(self) -> None:
         """What was measured last is no beginning: the loop has stopped, or will."""
         self.due = self.busy_since = self._held_since = self._resting_since = 0.0
+        self._beat_due.set(0.0)
         self.base = None
+
+    def abandon(self) -> None:
+        """In a forked child: the slots are the parent's, whose loop goes on."""
+        self._beat_due = self._beating = Number(memoryview(bytearray(8)).cast("d"), 0)
+        self.detach()
 
     def is_running(self) -> bool:
         loop = self._loop()
@@ -247,6 +285,7 @@ class LoopMonitor:
         self.interval = interval = self._next_interval(cpu)
         self._cpu_before = cpu
         self.due = self._now() + interval
+        self._beat_due.set(self.due)
         self._timer = loop.call_later(interval, self._beat, self._generation, context=_EMPTY)
         self._beaten = self._now()
 
@@ -259,7 +298,7 @@ class LoopMonitor:
     def _next_interval(self, cpu: float) -> float:
         """Few beats where the loop tells more, or is idle."""
         if self._wake is not None:
-            return _DOZING
+            return self._dozing
         if self.is_exact:
             return self._watchful
         return self._brisk if cpu - self._cpu_before >= _BUSY * self.interval else self._calm
