@@ -37,7 +37,7 @@ from loopscope.core.notes import Notes
 from loopscope.core.page import Labels, Page, PageFullError, PageReader
 from loopscope.core.phases import AFTERWARDS, LOOP_RUN
 from loopscope.core.stacks import UserCode
-from loopscope.core.stall import Order, Stall, as_json, in_order, told
+from loopscope.core.stall import Order, Stall, as_json, in_order, joined, told
 from loopscope.exporters.leak_log import LeakLog
 from loopscope.exporters.log import StallLog
 from loopscope.exporters.profile import BlockingProfile, wall_clock
@@ -77,7 +77,7 @@ from loopscope.sources.tasks import TasksSource
 from loopscope.sources.threads import ThreadsSource
 from loopscope.sources.watchdog import Watchdog
 from loopscope.sources.websockets import WebSocketExchange, WebSocketRecorder
-from loopscope.sources.workers import home_of_group, left_behind
+from loopscope.sources.workers import home_of_group, home_of_one, left_behind
 
 logger = logging.getLogger("loopscope")
 
@@ -447,7 +447,7 @@ class Agent:
             now = self.clock.wall(self.clock.now())
             for notes, alive in self.group.notes():
                 stalls += told(notes, alive=alive, now=now)
-        return in_order(stalls, order, limit)
+        return in_order(joined(stalls), order, limit)
 
     def wall_profile(self, only: str | None = None) -> BlockingProfile:
         """Where each route's time went, or one route's, running and awaiting.
@@ -526,9 +526,11 @@ class Agent:
     def _make_page(self) -> Page:
         started = psutil.Process().create_time()
         directory = self.settings.directory
-        if directory is None and self.settings.share:
+        if directory is None:
             try:
-                directory = home_of_group()
+                directory = home_of_group() if self.settings.share else None
+                if directory is None and self.settings.sentinel:
+                    directory = home_of_one()
             except Exception as error:
                 self.faults.report("workers", error)
         if directory is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from loopscope.core.stall import Stall, as_json, in_order, told
+from loopscope.core.stall import Stall, as_json, in_order, joined, told
 
 
 def note(id: str = "1", **parts: Any) -> dict[str, Any]:
@@ -64,3 +64,53 @@ def test_order() -> None:
         "longest": ["now", "long", "old", "new"],
     }
     assert [stall["id"] for stall in in_order(stalls, "lost", 2)] == ["now", "old"]
+
+
+SEEN = {"looks": 1, "frames": ["app.py:3 f"]}
+
+
+def seen(**parts: Any) -> dict[str, Any]:
+    known = {"worker": "7", "cause": "cpu", "location": "app.py:3 f", "outside": SEEN}
+    return note("seen", **{**known, **parts})
+
+
+def test_two_views_of_one_stall_are_one_record() -> None:
+    """The worker knows when and who, and has that from outside besides."""
+    own = note("own", worker="7", cause="cpu", location="app.py:3 f", route="/f", duration_s=2.1)
+    (stall,) = joined([own, seen(started_at=100.1, duration_s=1.9)])
+    assert stall == {**own, "outside": SEEN}
+
+
+def test_what_a_worker_cannot_know_is_taken_from_outside() -> None:
+    """Who kept the interpreter from it, and from which line."""
+    own = note("own", worker="7", cause="unknown", evidence={"cpu_s": 0.1})
+    thief = {"thread_name": "cruncher", "thread_location": "app.py:9 crunch"}
+    (stall,) = joined([seen(cause="blocking_call", route="/f", evidence=thief), own])
+    assert (stall["id"], stall["cause"], stall["location"]) == (
+        "own",
+        "blocking_call",
+        "app.py:3 f",
+    )
+    assert stall["evidence"] == {"cpu_s": 0.1, **thief}
+    assert stall["route"] == "/f"
+
+
+def test_a_doubtful_look_does_not_unsettle_a_verdict() -> None:
+    """What was seen is kept beside what the worker knows."""
+    own = note("own", worker="7", cause="gc")
+    (stall,) = joined([own, seen(cause="unknown", location="")])
+    assert (stall["cause"], stall["location"], stall["outside"]) == ("gc", "", SEEN)
+
+
+@pytest.mark.parametrize("parts", [{"worker": "8"}, {"started_at": 103.0}, {"started_at": 97.0}])
+def test_other_stalls_stand_for_themselves(parts: dict[str, Any]) -> None:
+    """Of another worker, or at another time."""
+    own = note("own", worker="7")
+    assert joined([own, seen(**parts)]) == [own, seen(**parts)]
+
+
+def test_a_stall_that_goes_on_has_lasted_as_long_as_either_knows() -> None:
+    """The worker may have said its last word long ago."""
+    own = note("own", worker="7", in_progress=True, duration_s=0.3)
+    (stall,) = joined([own, seen(in_progress=True, duration_s=9.0)])
+    assert stall["duration_s"] == 9.0

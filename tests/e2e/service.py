@@ -6,8 +6,12 @@ With ``BARE`` in the environment it is not measured.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import re
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator
 
 import uvicorn
@@ -40,6 +44,41 @@ async def slow(request: Request) -> Response:
     """Answers late and never asks whether anybody still listens."""
     await asyncio.sleep(0.5)
     return PlainTextResponse("late")
+
+
+def backtrack() -> None:
+    """Compute for ever in C, with the interpreter to itself."""
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+async def hang(request: Request) -> Response:
+    """Never comes back, and lets nobody else run."""
+    backtrack()
+    return PlainTextResponse("done")
+
+
+async def block(request: Request) -> Response:
+    """Holds the loop, but not the interpreter, for that many seconds."""
+    time.sleep(float(request.path_params["seconds"]))  # noqa: ASYNC251 - on purpose
+    return PlainTextResponse("done")
+
+
+async def thief(request: Request) -> Response:
+    """Starts a thread that holds the interpreter for that many seconds."""
+    seconds = float(request.path_params["seconds"])
+    threading.Thread(target=steal, args=(seconds,), name="thief").start()
+    return PlainTextResponse("started")
+
+
+def steal(seconds: float) -> None:
+    """Hold the interpreter, once the request that asked for it is over."""
+    time.sleep(0.05)
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+async def pid(request: Request) -> Response:
+    """Says who answers."""
+    return PlainTextResponse(str(os.getpid()))
 
 
 async def stream(request: Request) -> Response:
@@ -77,6 +116,10 @@ app = Starlette(
         Route("/items/{item}", item),
         Route("/fail", fail),
         Route("/slow", slow),
+        Route("/hang", hang),
+        Route("/block/{seconds:float}", block),
+        Route("/thief/{seconds:float}", thief),
+        Route("/pid", pid),
         Route("/stream", stream),
         Route("/deaf", Deaf()),
         Route("/items/{item}/long", Deaf()),

@@ -3,8 +3,9 @@
 The command takes this process' place, so its process id, signals, exit code and terminal are what
 they would have been. All that it is given is a directory at the head of ``PYTHONPATH``, whose
 ``sitecustomize`` (``_site``) runs in every Python below and puts the middleware around what
-uvicorn, gunicorn, hypercorn and granian serve. Settings are ``LOOPSCOPE_*`` variables; where those
-switch measuring off, the command is run as it is.
+uvicorn, gunicorn, hypercorn and granian serve; and a sentinel, unless ``LOOPSCOPE_SENTINEL`` says
+otherwise. Settings are ``LOOPSCOPE_*`` variables; where those switch measuring off, the command is
+run as it is.
 
 A Python that ignores its environment (``-I``, ``-E``) or ``site`` (``-S``) cannot be reached.
 """
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     environ = dict(os.environ)
     if resolve({}).enabled:
         environ["PYTHONPATH"] = _path_with_site(environ)
+        environ.setdefault("LOOPSCOPE_SENTINEL", "1")
         if _is_out_of_reach(command):
             _sorry("python -I, -E and -S run nothing of ours: the service is not measured", 0)
     _as_at_our_start()

@@ -35,6 +35,7 @@ from itertools import islice
 from pathlib import Path
 
 from loopscope.core.clock import Clock
+from loopscope.core.guard import NAME as GUARD
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.metric import Metric
 from loopscope.core.notes import OLDER, Note
@@ -174,13 +175,15 @@ class Group:
         self._forget_readers({path for path, _ in found})
         return pages if archive.page is None else [archive.page, *pages]
 
-    def notes(self) -> list[tuple[list[Note], bool]]:
-        """What each of the others has noted, the latest dead included, and whether it is alive."""
+    def notes(self, besides: Path | None = None) -> list[tuple[list[Note], bool]]:
+        """What each of the others has noted, the latest dead included, and whether it is alive.
+
+        ``besides`` is a file to be left out.
+        """
         own = self._own()
-        known = None if own is None else own.with_suffix(NOTES)
-        return [
-            (read_notes(path), self._is_alive(path)) for path in self._all_notes() if path != known
-        ]
+        known = (besides, None if own is None else own.with_suffix(NOTES))
+        notes = [path for path in self._all_notes() if path not in known]
+        return [(read_notes(path), self._is_alive(path)) for path in notes]
 
     def _all_notes(self) -> list[Path]:
         with suppress(OSError):
@@ -192,6 +195,16 @@ class Group:
         with suppress(OSError):
             return _is_in_use(notes.with_suffix(SUFFIX))
         return False
+
+    def living(self) -> list[Path]:
+        """The pages of the others that are alive."""
+        self.skipped = {}
+        found: list[Path] = []
+        for path in self._paths():
+            with self._opened(path) as file:
+                if file is not None and not _is_free(file):
+                    found.append(path)
+        return found
 
     def families(self) -> list[Family]:
         """What there is to say of the workers themselves, as of the latest look."""
@@ -450,7 +463,7 @@ def remove_if_deserted(directory: Path) -> bool:
 
 def _is_ours(path: Path) -> bool:
     """Whether a file in a group's directory is one that we have made."""
-    known = path.name in (_LOCK, _VOICE, _ARCHIVE) or path.name.startswith(
+    known = path.name in (_LOCK, _VOICE, GUARD, _ARCHIVE) or path.name.startswith(
         (f"{_ARCHIVE}.", _DAMAGED)
     )
     return stat.S_ISREG(path.lstat().st_mode) and (

@@ -39,6 +39,8 @@ class Stall:
     stacks: tuple[tuple[tuple[str, ...], float], ...] = ()
     """Stacks seen, outermost frame first, each with the seconds it stands for."""
     evidence: Mapping[str, float | int | str] = field(default_factory=dict[str, float | int | str])
+    outside: Mapping[str, Any] | None = None
+    """What another process saw of it: see ``loopscope.sentinel.view``."""
 
     @property
     def lost(self) -> float:
@@ -73,6 +75,7 @@ def as_json(stall: Stall) -> dict[str, Any]:
         },
         "stacks": [{"frames": list(frames), "seconds": s} for frames, s in stall.stacks],
         "evidence": dict(stall.evidence),
+        "outside": None if stall.outside is None else dict(stall.outside),
     }
 
 
@@ -116,7 +119,58 @@ def _are_victims(victims: Any) -> bool:
 
 
 def _like(value: object) -> Any:
+    if value is None:
+        return dict | None
     return int | float if isinstance(value, float) else type(value)
+
+
+def joined(stalls: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``stalls`` with what was seen of one from outside put into the worker's own record of it.
+
+    What was seen of which the worker tells nothing, because it still hangs or is dead, stands for
+    itself.
+    """
+    own: dict[str, list[dict[str, Any]]] = {}
+    outside: list[dict[str, Any]] = []
+    for stall in stalls:
+        if stall["outside"] is None:
+            own.setdefault(stall["worker"], []).append(stall)
+        else:
+            outside.append(stall)
+    alone = [seen for seen in outside if not _join(seen, own.get(seen["worker"], ()))]
+    return [stall for worker in own.values() for stall in worker] + alone
+
+
+def _join(seen: dict[str, Any], own: Iterable[dict[str, Any]]) -> bool:
+    """Put what was ``seen`` into the one of a worker's ``own`` that it is about, if any is."""
+    stall = max(own, key=lambda each: _overlap(seen, each), default=None)
+    if stall is None:
+        return False
+    shorter = min(seen["duration_s"], stall["duration_s"])
+    if _overlap(seen, stall) < _SAME * shorter:
+        return False
+    stall["outside"] = seen["outside"]
+    if stall["cause"] in _DOUBTFUL and seen["cause"] not in _DOUBTFUL:
+        stall.update({name: seen[name] for name in ("cause", "location", "leaf")})
+        stall["evidence"] = {**stall["evidence"], **seen["evidence"]}
+    for name in ("route", "location"):
+        if not stall[name] and stall["cause"] == seen["cause"]:
+            stall[name] = seen[name]
+    if stall["in_progress"]:
+        stall["duration_s"] = max(stall["duration_s"], seen["duration_s"])
+    return True
+
+
+_SAME = 0.5
+"""Two records of one worker that have so much of the shorter one in common are of one stall."""
+_DOUBTFUL = ("unknown", "starved", "gil_contention")
+"""Causes that are seen better from outside."""
+
+
+def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Seconds that two stalls have in common; negative where they are apart."""
+    ends = [each["started_at"] + each["duration_s"] for each in (one, other)]
+    return float(min(ends) - max(one["started_at"], other["started_at"]))
 
 
 def in_order(

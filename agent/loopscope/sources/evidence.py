@@ -219,6 +219,19 @@ def other_threads(*known: int) -> dict[int, float]:
     return used
 
 
+def schedule(process: int, native_id: int) -> tuple[float, float, int] | None:
+    """Of a thread of any process: seconds on a CPU, seconds waiting for one, times put on one.
+
+    None where there is no such thread, or the kernel does not say (Linux does).
+    """
+    return _schedstat(_text(f"/proc/{process}/task/{native_id}/schedstat"))
+
+
+def is_stopped(process: int) -> bool:
+    """Whether a process has been stopped, by SIGSTOP or a debugger. Linux only, else no."""
+    return _stat(_text(f"/proc/{process}/stat"))[0] in ("T", "t")
+
+
 def waits_in_kernel(native_id: int) -> str | None:
     """What a thread is doing in the kernel, in a word; None where that is not to be seen.
 

@@ -47,14 +47,28 @@ def home_of_group() -> Path | None:
         return None
     shared = sorted(_sockets(os.getpid()) & _sockets(parent))
     serving = [inode for inode in shared if _serves(inode)]
-    if not serving:
-        return None
     with suppress(psutil.Error):
-        born = psutil.Process(parent).create_time()
-        key = f"{parent} {born} {' '.join(serving)}"
-        name = f"{parent}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        return Path(tempfile.gettempdir()) / f"loopscope-{os.geteuid()}" / name
+        return _home(parent, serving) if serving else None
     return None
+
+
+def home_of_one() -> Path:
+    """The directory of a process that shares its figures with nobody but a process beside it.
+
+    Raises ``OSError`` where there is no place for temporary files.
+    """
+    return _home(os.getpid(), [])
+
+
+def _home(process: int, sockets: list[str]) -> Path:
+    """A directory of those that go by a process, whose number may be used again, and sockets.
+
+    Raises ``OSError`` and ``psutil.Error``.
+    """
+    born = psutil.Process(process).create_time()
+    key = f"{process} {born} {' '.join(sockets)}"
+    name = f"{process}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    return Path(tempfile.gettempdir()) / f"loopscope-{os.geteuid()}" / name
 
 
 def left_behind(home: Path) -> Iterator[Path]:

@@ -1,0 +1,240 @@
+"""The watch: from outside, for loops of all workers, many times a second.
+
+A loop whose beat is late is looked at through py-spy: as long as it does not beat, what is seen is
+what holds it. A look during which it did beat is thrown away, for nobody knows which came first.
+Looks cost the machine a process each, so there are no more than so many a minute; what goes on
+without one is recorded all the same.
+
+A watch that was itself kept from running learns nothing from others' lateness, and looks again
+first. A process that was stopped, or is being debugged, does not hang.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from loopscope.core.clock import Clock
+from loopscope.core.group import Group
+from loopscope.core.stacks import UserCode
+from loopscope.core.stall import Stall, as_json
+from loopscope.exporters.log import sentence
+from loopscope.sentinel.hang import Hang
+from loopscope.sentinel.heartbeats import Heart, Heartbeats
+from loopscope.sentinel.pyspy import GoneError, NotAllowedError, PySpyError, SeenThread, dump
+from loopscope.sentinel.view import viewed
+from loopscope.sources.evidence import is_stopped, schedule
+
+logger = logging.getLogger("loopscope")
+
+TICK = 0.02
+"""Seconds between two rounds."""
+_CLOSE = 0.01
+"""Seconds by which a beat is late that is looked out for."""
+_CLOSE_TICK = 0.005
+"""Seconds between two rounds until it comes, or has been looked for."""
+_LATE = 0.03
+"""Seconds by which a round may be late itself, and still be believed."""
+_LISTING = 0.25
+"""Seconds between two looks for workers that come and go."""
+_LOOKS_A_MINUTE = 60
+_NATIVE_AFTER = 3.0
+"""Seconds after which a hang is worth stopping the process for, to see C code as well."""
+_SAID_AFTER = 1.0
+"""Seconds after which it is said in the log: shorter ones the worker tells of itself."""
+_KEPT = 200
+
+Dump = Callable[..., list[SeenThread]]
+
+
+class Watch:
+    """Watches the workers of ``group``; ``note`` gets each record, again as it changes."""
+
+    def __init__(
+        self,
+        group: Group,
+        clock: Clock,
+        users: UserCode,
+        *,
+        threshold: float,
+        note: Callable[[dict[str, Any]], None],
+        look: Dump = dump,
+    ) -> None:
+        self.looks: Counter[str] = Counter()
+        """Looks by what came of them: seen, late, refused, failed, limited."""
+        self.cut_short: list[Stall] = []
+        """Stalls that their workers did not survive, of which nobody else tells."""
+        self.hangs: dict[tuple[Heart, str], Hang] = {}
+        self._heartbeats = Heartbeats(group)
+        self._clock = clock
+        self._users = users
+        self._threshold = threshold
+        self._note = note
+        self._dump = look
+        self._over: deque[dict[str, Any]] = deque(maxlen=_KEPT)
+        self._ids = count(1)
+        self._recent: deque[float] = deque()
+        self._listed = float("-inf")
+        self._awaited = float("inf")
+        """When the round should begin that comes next."""
+
+    def round(self) -> float:
+        """Look at all loops once; the seconds until that should be done again."""
+        now = self._clock.now()
+        is_late = now - self._awaited > _LATE
+        if now - self._listed >= _LISTING:
+            self._listed = now
+            for heart in self._heartbeats.look_around(now):
+                self._lost(heart, now)
+        self._end_those_that_beat()
+        if not is_late:
+            for heart, loop, due in list(self._heartbeats.overdue(now, _CLOSE)):
+                self._attend(heart, loop, due)
+        is_close = any(not hang.tried for hang in self.hangs.values())
+        pause = _CLOSE_TICK if is_close else TICK
+        self._awaited = self._clock.now() + pause
+        return pause
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether anybody was alive at the latest look."""
+        return bool(self._heartbeats.hearts)
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers that were alive at the latest look."""
+        return sorted({heart.pid for heart in list(self._heartbeats.hearts.values())})
+
+    def stalls(self) -> list[dict[str, Any]]:
+        """What has been seen, as ``/api/stalls`` shows it. From any thread."""
+        now = self._clock.now()
+        going_on = [self._record(hang, now) for hang in list(self.hangs.values())]
+        worth = [as_json(stall) for stall in going_on if stall.duration_s >= self._threshold]
+        return [*worth, *list(self._over)]
+
+    def held(self) -> dict[str, float]:
+        """By worker: for how many seconds its loop has not come round. From any thread."""
+        now = self._clock.now()
+        held: dict[str, float] = {}
+        for hang in list(self.hangs.values()):
+            if now - hang.due >= self._threshold:
+                worker = str(hang.heart.pid)
+                held[worker] = max(held.get(worker, 0.0), now - hang.due)
+        return held
+
+    def close(self) -> None:
+        """Let go of all files."""
+        self._heartbeats.close()
+
+    def _attend(self, heart: Heart, loop: str, due: float) -> None:
+        """See to a loop whose beat is late."""
+        hang = self.hangs.get((heart, loop))
+        if (hang is None or not hang.views) and is_stopped(heart.pid):
+            self.hangs.pop((heart, loop), None)
+            return
+        if hang is None:
+            hang = self.hangs[heart, loop] = self._noticed(heart, loop, due)
+        now = self._clock.now()
+        if hang.is_time_to_look(now):
+            self._look(hang)
+            self._tell(hang)
+
+    def _noticed(self, heart: Heart, loop: str, due: float) -> Hang:
+        thread = heart.thread(loop)
+        number = f"{heart.pid}-seen-{next(self._ids)}"
+        now = self._clock.now()
+        return Hang(heart, loop, thread, due, number, now, schedule(heart.pid, thread))
+
+    def _look(self, hang: Hang) -> None:
+        hang.tried += 1
+        self.looks[self._seen(hang) if self._may_look() else "limited"] += 1
+
+    def _seen(self, hang: Hang) -> str:
+        """Look once; what came of it."""
+        pid = hang.heart.pid
+        try:
+            threads = self._dump(pid)
+            if self._clock.now() - hang.due >= _NATIVE_AFTER and not hang.native:
+                hang.native = _innermost(self._dump(pid, native=True), hang.thread)
+        except NotAllowedError as error:
+            if not hang.refused:
+                hang.refused = str(error)
+            return "refused"
+        except GoneError:
+            return "late"
+        except PySpyError as error:
+            logger.debug("loopscope: %s", error)
+            return "failed"
+        try:
+            if hang.beats():
+                return "late"
+        except OSError:
+            return "late"
+
+        books = hang.books(schedule(pid, hang.thread), self._clock.now())
+        heart = hang.heart
+        view = viewed(threads, hang.thread, books, self._users, heart.route_of, self._threshold)
+        hang.add(view)
+        return "seen"
+
+    def _may_look(self) -> bool:
+        now = self._clock.now()
+        while self._recent and now - self._recent[0] > 60.0:
+            self._recent.popleft()
+        if len(self._recent) >= _LOOKS_A_MINUTE:
+            return False
+        self._recent.append(now)
+        return True
+
+    def _tell(self, hang: Hang) -> None:
+        """Note how it stands, and say so once if it has lasted."""
+        now = self._clock.now()
+        if now - hang.due < self._threshold:
+            return
+        stall = self._record(hang, now)
+        self._note(as_json(stall))
+        if now - hang.due >= _SAID_AFTER and not hang.has_been_said:
+            hang.has_been_said = True
+            why = f"; cannot look into it: {hang.refused}" if hang.refused else ""
+            text = "loopscope: worker %d hangs: %s%s"
+            logger.warning(text, hang.heart.pid, sentence(stall), why)
+
+    def _end_those_that_beat(self) -> None:
+        for key, hang in list(self.hangs.items()):
+            with suppress(OSError):
+                if hang.beats():
+                    del self.hangs[key]
+                    self._keep(hang)
+
+    def _keep(self, hang: Hang, *, was_cut_short: bool = False) -> None:
+        """The record of a hang that is over, one way or the other."""
+        now = self._clock.now()
+        if now - hang.due < self._threshold:
+            return
+        stall = hang.record(self._clock, now, in_progress=False)
+        shown = {**as_json(stall), "cut_short": was_cut_short}
+        if was_cut_short:
+            self.cut_short.append(stall)
+        self._over.append(shown)
+        self._note(shown)
+
+    def _lost(self, heart: Heart, now: float) -> None:
+        """A worker has ended; if it hung, these are its last words."""
+        for key, hang in list(self.hangs.items()):
+            if hang.heart is heart:
+                del self.hangs[key]
+                self._keep(hang, was_cut_short=True)
+
+    def _record(self, hang: Hang, now: float) -> Stall:
+        return hang.record(self._clock, now, in_progress=True)
+
+
+def _innermost(threads: list[SeenThread], native_id: int) -> str:
+    """The function of C that the thread, or the one that has the interpreter, is in."""
+    found = [each for each in threads if each.owns_gil or each.native_id == native_id]
+    found.sort(key=lambda each: each.owns_gil, reverse=True)
+    return next((each.frames[-1].function for each in found if each.frames), "")
