@@ -51,6 +51,7 @@ from loopscope.core.page import (
     PageError,
     PageReader,
     read_file,
+    read_header,
     read_open,
 )
 
@@ -72,6 +73,9 @@ SKIPPED = Metric(
 )
 
 METRICS = (WORKERS, ENDS, SKIPPED)
+
+SOCKET = ".sock"
+"""What a worker's socket ends in, which is called like its page before that."""
 
 _ARCHIVE = "archive"
 _DAMAGED = "damaged-archive"
@@ -196,20 +200,20 @@ class Group:
             return _is_in_use(notes.with_suffix(SUFFIX))
         return False
 
-    def living(self) -> list[Path]:
-        """The pages of the others that are alive."""
-        self.skipped = {}
-        found: list[Path] = []
+    def living(self) -> dict[Path, str]:
+        """The pages of the others that are alive, and these workers' numbers: a look of its own."""
+        found: dict[Path, str] = {}
         for path in self._paths():
             with self._opened(path) as file:
                 if file is not None and not _is_free(file):
-                    found.append(path)
+                    with suppress(OSError, PageError):  # what is wrong with it, `pages` says
+                        found[path] = str(read_header(os.pread(file, HEADER_BYTES, 0), LARGEST).pid)
         return found
 
     def families(self) -> list[Family]:
         """What there is to say of the workers themselves, as of the latest look."""
         workers = Family(WORKERS, ())
-        workers.put((), [float(self.alive + 1)])
+        workers.put((), [float(self.alive + (self._own() is not None))])
         skipped = Family(SKIPPED, SKIPPED.labels)
         for reason, count in self.skipped.items():
             skipped.put((reason,), [float(count)])
@@ -265,6 +269,7 @@ class Group:
                 for path, _ in batch:
                     _unlink(path)
                 count += len(batch)
+            self._remove_sockets()
             return count
 
     def _clean_up(self) -> None:
@@ -281,6 +286,12 @@ class Group:
             with suppress(OSError):
                 if time.time() - path.lstat().st_mtime > _BIRTH and not _is_in_use(path):
                     path.unlink()
+
+    def _remove_sockets(self) -> None:
+        """Delete the sockets that no page is beside: whoever listened had one first. Alone only."""
+        for path in self.directory.glob(f"*{SOCKET}"):
+            if not os.path.lexists(path.with_suffix(SUFFIX)):
+                _unlink(path)
 
     def _dead(self, paths: Iterator[Path]) -> Iterator[tuple[Path, ReadPage]]:
         """The pages among ``paths`` that nobody writes any more and that are in no archive."""
@@ -453,7 +464,7 @@ def remove_if_deserted(directory: Path) -> bool:
     changed = max(path.lstat().st_mtime for path in (directory, *files))
     if time.time() - changed < _DESERTED or not all(map(_is_ours, files)):
         return False
-    if any(map(_is_in_use, files)):
+    if any(_is_in_use(path) for path in files if not path.is_socket()):
         return False
     for path in files:
         path.unlink(missing_ok=True)
@@ -466,7 +477,10 @@ def _is_ours(path: Path) -> bool:
     known = path.name in (_LOCK, _VOICE, GUARD, _ARCHIVE) or path.name.startswith(
         (f"{_ARCHIVE}.", _DAMAGED)
     )
-    return stat.S_ISREG(path.lstat().st_mode) and (
+    mode = path.lstat().st_mode
+    if stat.S_ISSOCK(mode):
+        return path.name.endswith(SOCKET)
+    return stat.S_ISREG(mode) and (
         known or path.name.endswith((SUFFIX, f"{SUFFIX}{UNBORN}", NOTES, OLDER))
     )
 

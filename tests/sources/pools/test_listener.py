@@ -30,7 +30,7 @@ BACKLOG = 50
 @pytest.fixture
 def published() -> Published:
     found = Published()
-    found.lookouts.append(Listeners(found.book, lambda: -1))
+    found.lookouts.append(Listeners(found.book, tuple))
     return found
 
 
@@ -173,7 +173,7 @@ def test_a_server_that_comes_later_is_found(published: Published) -> None:
 def test_our_own_socket_is_no_pool(server: socket.socket) -> None:
     """What the agent listens on is none of the service's."""
     published = Published()
-    published.lookouts.append(Listeners(published.book, server.fileno))
+    published.lookouts.append(Listeners(published.book, lambda: [server.fileno()]))
     published.refresh()
     assert address(server) not in published.pools()
 

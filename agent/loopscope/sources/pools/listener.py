@@ -13,7 +13,7 @@ so they are looked for now and then.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -34,9 +34,9 @@ every descriptor takes about a microsecond each."""
 
 
 class Listeners:
-    """Watches all sockets of this process that listen, but for ``ours``, a descriptor."""
+    """Watches all sockets of this process that listen, but for ``ours``, by their descriptors."""
 
-    def __init__(self, book: PoolBook, ours: Callable[[], int]) -> None:
+    def __init__(self, book: PoolBook, ours: Callable[[], Iterable[int]]) -> None:
         self._book = book
         self._ours = ours
         self._known: set[Listening] = set()
@@ -48,9 +48,9 @@ class Listeners:
         now = self._book.now()
         if now < self._next:
             return
-        ours = _inode(self._ours())
+        ours = set(map(_inode, self._ours()))
         for found in accept_queue.listening():
-            if found.inode != ours and not self._knows(found):
+            if found.inode not in ours and not self._knows(found):
                 self._watch(found)
         self._next = now + (_LATER if self._known else _SOON)
 

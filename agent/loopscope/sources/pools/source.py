@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from loopscope.core.faults import Faults
@@ -52,12 +52,11 @@ class Lookout(Protocol):
 class PoolsSource:
     """Measures the pools of all libraries there is an adapter for, from ``start`` to ``stop``.
 
-    ``ours`` is the descriptor of our own listening socket, which is none of the service's; -1 as
-    long as there is none.
+    ``ours`` are the descriptors of our own listening sockets, which are none of the service's.
     """
 
     def __init__(
-        self, book: PoolBook, imports: Imports, faults: Faults, ours: Callable[[], int]
+        self, book: PoolBook, imports: Imports, faults: Faults, ours: Callable[[], Iterable[int]]
     ) -> None:
         self.book = book
         self._imports = imports
