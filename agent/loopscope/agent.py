@@ -15,12 +15,12 @@ import platform
 import threading
 import time
 import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import psutil
@@ -34,14 +34,13 @@ from loopscope.core.imports import Imports
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.notes import SUFFIX as NOTES
 from loopscope.core.notes import Notes
-from loopscope.core.page import Labels, Page, PageFullError, PageReader
-from loopscope.core.phases import AFTERWARDS, LOOP_RUN
+from loopscope.core.page import Page, PageFullError, PageReader
 from loopscope.core.stacks import UserCode
 from loopscope.core.stall import Order, Stall, as_json, in_order, joined, told
 from loopscope.exporters.leak_log import LeakLog
 from loopscope.exporters.log import StallLog
-from loopscope.exporters.profile import BlockingProfile, wall_clock
-from loopscope.exporters.prometheus import Exemplar, MetricsPage
+from loopscope.exporters.profile import BlockingProfile
+from loopscope.exporters.prometheus import Exemplars, MetricsPage
 from loopscope.exporters.traces import TraceExporter, make_tracer, provided_tracer
 from loopscope.settings import Settings
 from loopscope.sources.awaits import AwaitsSource, AwaitTable
@@ -65,7 +64,6 @@ from loopscope.sources.processes import ProcessesSource
 from loopscope.sources.request_start import seconds_queued
 from loopscope.sources.requests import (
     DURATION,
-    PHASE,
     HttpExchange,
     RequestRecorder,
     Tracer,
@@ -92,8 +90,8 @@ class Front(Protocol):
     def abandon(self) -> None:
         """Let go of everything inherited through a fork, without touching the parent's."""
 
-    def fileno(self) -> int:
-        """The descriptor it listens on; -1 if there is none."""
+    def filenos(self) -> Iterable[int]:
+        """The descriptors it listens on."""
         ...
 
 
@@ -257,7 +255,7 @@ class Agent:
         process_pools = ProcessPools(self._pool_book)
         self.processes = ProcessesSource(self.imports, self.faults, process_pools)
         self.pools = PoolsSource(
-            self._pool_book, self.imports, self.faults, lambda: self._front.fileno()
+            self._pool_book, self.imports, self.faults, lambda: self._front.filenos()
         )
         self.watched = WatchedSource(self._pool_book, thread_pools, self.faults)
         self._refreshed = (
@@ -274,7 +272,7 @@ class Agent:
         )
         self._metrics_page = MetricsPage(
             self.families,
-            exemplars=self._exemplars,
+            exemplars=self.exemplars,
             user_registry=REGISTRY if settings.user_metrics else None,
         )
         self.renderer = ThreadPoolExecutor(1, thread_name_prefix="loopscope-render")
@@ -449,25 +447,6 @@ class Agent:
                 stalls += told(notes, alive=alive, now=now)
         return in_order(joined(stalls), order, limit)
 
-    def wall_profile(self, only: str | None = None) -> BlockingProfile:
-        """Where each route's time went, or one route's, running and awaiting.
-
-        Not for an event loop's thread.
-        """
-        running: dict[str, float] = defaultdict(float)
-        total: dict[str, float] = defaultdict(float)
-        for family in self.snapshot():
-            if family.metric.name == PHASE.name:
-                for (route, _, phase), raw in family.rows.items():
-                    if only not in (None, route):
-                        continue
-                    seconds = family.values(raw)[0]
-                    total[route] += seconds if phase != AFTERWARDS else 0.0
-                    running[route] += seconds if phase == LOOP_RUN else 0.0
-        waits = [wait for wait in self.awaits.stacks() if wait[0] in total]
-        blocking = [held for held in self.profile.stacks() if held[0] in total]
-        return wall_clock(waits, blocking, running, total)
-
     def live_requests(self) -> list[HttpExchange]:
         """Requests under way, on all loops. Safe from any thread."""
         return [request for r in self._recorders for request in list(r.requests.active)]
@@ -476,11 +455,16 @@ class Agent:
         """WebSocket sessions under way, on all loops. Safe from any thread."""
         return [session for r in self._recorders for session in list(r.websockets.active)]
 
-    def render(self, accept: str) -> tuple[list[bytes], str]:
-        """Body, in pieces, and content type of ``/metrics``. Not for an event loop's thread."""
+    def render(
+        self, accept: str, exemplars: Exemplars = MappingProxyType({})
+    ) -> tuple[list[bytes], str]:
+        """Body, in pieces, and content type of ``/metrics``, with others' ``exemplars`` as well.
+
+        Not for an event loop's thread.
+        """
         with self._lock:
             wall, cpu = time.perf_counter(), time.thread_time()
-            page = self._metrics_page.render(accept)
+            page = self._metrics_page.render(accept, exemplars)
             self.itself.scraped(time.perf_counter() - wall, time.thread_time() - cpu)
             return page
 
@@ -489,21 +473,22 @@ class Agent:
         with self._lock:
             return self.families()
 
+    def own_snapshot(self) -> list[Family]:
+        """What this worker alone has written down by now. Not for an event loop's thread."""
+        with self._lock:
+            return merge([self._own_page()])
+
     def families(self) -> list[Family]:
         """Refresh what is read on demand, then read and merge all pages. Call under the lock."""
         self._look_for_provider()
         self._refresh()
+        return families_of([self._own_page()], self.group, self.faults)
+
+    def _own_page(self) -> ReadPage:
+        """Our page, read. Call under the lock."""
         self._own_reader.update(self.page.view)
         worker = "" if self.group is None else str(os.getpid())
-        pages = [ReadPage(self._own_reader, self.page.view, worker)]
-        if self.group is not None:
-            pages += self._others(self.group)
-        families = merge(pages, breathe=_give_way)
-        if self.group is not None:
-            families += self.group.families()
-            if self.group.has_dead:
-                self._fold_the_dead(self.group)
-        return [*families, *db_client(families)]
+        return ReadPage(self._own_reader, self.page.view, worker)
 
     def _refresh(self) -> None:
         """Write down what is read on demand. Call under the lock."""
@@ -514,7 +499,8 @@ class Agent:
                 self.faults.report(type(source).__name__, error)
         self.page.beat(self.clock.now())
 
-    def _exemplars(self) -> Mapping[tuple[str, Labels, int], Exemplar]:
+    def exemplars(self) -> Exemplars:
+        """The latest sampled traces of this worker. From any thread."""
         return {
             (DURATION.name, labels, bucket): (value, self.clock.wall(moment), trace_id, span_id)
             for recorders in self._recorders
@@ -558,14 +544,6 @@ class Agent:
             self._left_behind = left_behind(directory)
         return page
 
-    def _others(self, group: Group) -> list[ReadPage]:
-        """What the other workers have counted: our own figures are there even if theirs are not."""
-        try:
-            return group.pages()
-        except Exception as error:
-            self.faults.report("workers", error)
-            return []
-
     def _remove_left_behind(self) -> None:
         """Delete what workers of a server that is gone have left beside our group's directory.
 
@@ -575,12 +553,6 @@ class Agent:
             directory = next(self._left_behind, None)
             if directory is not None and remove_if_deserted(directory):
                 logger.debug("loopscope: removed %s, which nobody uses any more", directory)
-
-    def _fold_the_dead(self, group: Group) -> None:
-        try:
-            group.fold()
-        except (OSError, PageFullError) as error:
-            self.faults.report("workers", error)
 
     def routes_of(self, application: object) -> None:
         """Take note of an application, whose routes may be asked for."""
@@ -687,6 +659,37 @@ def _after_fork() -> None:
     agent, _current = _current, None
     if agent is not None:
         agent.abandon()
+
+
+def families_of(own: list[ReadPage], group: Group | None, faults: Faults) -> list[Family]:
+    """What one worker has counted itself, if it is one, and all others of its ``group``, merged.
+
+    What the dead have left is folded by the way. One thread at a time.
+    """
+    if group is None:
+        families = merge(own, breathe=_give_way)
+    else:
+        families = merge([*own, *_others(group, faults)], breathe=_give_way)
+        families += group.families()
+        if group.has_dead:
+            _fold_the_dead(group, faults)
+    return [*families, *db_client(families)]
+
+
+def _others(group: Group, faults: Faults) -> list[ReadPage]:
+    """What the other workers have counted: our own figures are there even if theirs are not."""
+    try:
+        return group.pages()
+    except Exception as error:
+        faults.report("workers", error)
+        return []
+
+
+def _fold_the_dead(group: Group, faults: Faults) -> None:
+    try:
+        group.fold()
+    except (OSError, PageFullError) as error:
+        faults.report("workers", error)
 
 
 def _give_way() -> None:

@@ -16,9 +16,10 @@ from types import CoroutineType
 from typing import Any, Unpack
 
 from loopscope.admin.listener import AdminListener
-from loopscope.agent import Agent, Recorders, join_agent
+from loopscope.agent import Agent, Front, Recorders, join_agent
 from loopscope.core.faults import Faults
 from loopscope.core.routes import RouteResolver
+from loopscope.sentinel.keeper import Keeper
 from loopscope.settings import SettingsKeywords, resolve
 from loopscope.sources.exchange import (
     SCOPE_KEY,
@@ -124,7 +125,7 @@ class Loopscope:
         if not self._settings.enabled or self._faults.is_off("start"):
             return None
         try:
-            self._agent = join_agent(self._settings, AdminListener)
+            self._agent = join_agent(self._settings, _front)
             self._faults = self._agent.faults
             self._agent.routes_of(self.app)
             self._recorders = self._agent.recorders()
@@ -163,3 +164,10 @@ class Loopscope:
         finally:
             if started and agent is not None:
                 agent.leave()
+
+
+def _front(agent: Agent) -> Front:
+    """What serves the figures of ``agent``, or sees to it that a sentinel does."""
+    path = agent.page.path
+    keeper = Keeper(path.parent, agent.settings) if path and agent.settings.sentinel else None
+    return AdminListener.of_worker(agent, keeper)

@@ -13,6 +13,7 @@ from loopscope.sources import (
     cgroup,
     factory,
     gc,
+    hangs,
     in_flight,
     itself,
     loop,
@@ -40,6 +41,7 @@ SOURCES = (
     cgroup,
     gc,
     group,
+    hangs,
     itself,
 )
 

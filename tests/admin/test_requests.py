@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from loopscope import Loopscope
+from loopscope.admin.figures import of_worker
 from loopscope.admin.listener import AdminListener
 from loopscope.admin.requests import listed
 from loopscope.agent import Agent, current_agent
@@ -171,7 +172,7 @@ async def test_running_and_awaiting_are_in_one_picture() -> None:
     await asyncio.sleep(0.2)
     agent = current_agent()
     assert agent is not None
-    profile = await asyncio.to_thread(agent.wall_profile)
+    profile = (await asyncio.to_thread(of_worker(agent).wall_profile, None)).profile
     by_route = {root: 0.0 for root, _, _ in profile.stacks()}
     for root, _, seconds in profile.stacks():
         by_route[root] += seconds

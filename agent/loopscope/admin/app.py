@@ -1,7 +1,8 @@
 """What the admin listener serves, as an ASGI application.
 
-Bodies are made in the agent's rendering thread: not on the loop that asks, which may be the
-service's own (``metrics_app``), and not on anyio's limiter, which the service may have exhausted.
+Bodies are made in a thread for that alone (``Figures.renderer``): not on the loop that asks, which
+may be the service's own (``metrics_app``), and not on anyio's limiter, which the service may have
+exhausted.
 """
 
 from __future__ import annotations
@@ -11,22 +12,18 @@ import hmac
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from loopscope.admin.awaits import awaits
+from loopscope.admin.figures import Figures, Profiled, of_worker
 from loopscope.admin.parameters import BadParameterError, choice, whole
-from loopscope.admin.pools import pools
-from loopscope.admin.requests import listed as in_flight
-from loopscope.admin.snapshot import snapshot
 from loopscope.admin.stalls import by_location
-from loopscope.agent import Agent, current_agent
+from loopscope.agent import current_agent
 from loopscope.core.stall import ORDERS, Order
-from loopscope.exporters.profile import BlockingProfile
 from loopscope.settings import resolve
 
 _GZIP = 31
@@ -35,6 +32,9 @@ _GZIP = 31
 _SLICE = 64 * 1024
 """Bytes handed to a server at once."""
 
+_PROFILES = ("folded", "speedscope")
+
+T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -53,9 +53,9 @@ class AdminApp:
     """
 
     def __init__(
-        self, agent: Callable[[], Agent | None], *, token: str = "", metrics_only: bool = False
+        self, figures: Callable[[], Figures | None], *, token: str = "", metrics_only: bool = False
     ) -> None:
-        self._agent = agent
+        self._figures = figures
         self._token = token
         self._metrics_only = metrics_only
 
@@ -83,22 +83,22 @@ class AdminApp:
             },
         )
 
-    def _running(self) -> Agent:
-        """The agent. Raises ``NotRunningError``."""
-        agent = self._agent()
-        if agent is None:
+    def _running(self) -> Figures:
+        """What there is to serve. Raises ``NotRunningError``."""
+        figures = self._figures()
+        if figures is None:
             raise NotRunningError(
                 "loopscope is not running in this process yet: it starts with the first request."
             )
-        return agent
+        return figures
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus text or OpenMetrics, as the ``Accept`` header asks."""
-        agent = self._running()
+        figures = self._running()
         headers = request.headers
         squeeze = "gzip" in headers.get("accept-encoding", "")
-        work = partial(_metrics, agent, headers.get("accept", ""), squeeze)
-        body, content_type = await asyncio.get_running_loop().run_in_executor(agent.renderer, work)
+        accept = headers.get("accept", "")
+        body, content_type = await _made(figures, partial(_metrics, figures, accept, squeeze))
         response = StreamingResponse(_sliced(body), headers={"content-type": content_type})
         if squeeze:
             response.headers["content-encoding"] = "gzip"
@@ -107,58 +107,50 @@ class AdminApp:
 
     async def snapshot(self, request: Request) -> Response:
         """All figures as JSON: see ``loopscope.admin.snapshot``."""
-        agent = self._running()
-        loop = asyncio.get_running_loop()
-        return JSONResponse(await loop.run_in_executor(agent.renderer, snapshot, agent))
+        figures = self._running()
+        return JSONResponse(await _made(figures, figures.snapshot))
 
     async def stalls(self, request: Request) -> Response:
         """Stalls of the event loop: ``sort`` and ``limit`` them, or ``group`` by location."""
-        agent = self._running()
+        figures = self._running()
         order = choice(request.query_params, "sort", ORDERS)
-        limit = whole(request.query_params, "limit", default=100, most=1000)
+        limit = _limit(request)
         group = choice(request.query_params, "group", ("", "location"))
-        loop = asyncio.get_running_loop()
-        work = partial(agent.stalls, cast("Order", order), limit)
-        stalls = await loop.run_in_executor(agent.renderer, work)
+        stalls = await _made(figures, partial(figures.stalls, cast("Order", order), limit))
         return JSONResponse({"groups": by_location(stalls)} if group else {"stalls": stalls})
 
     async def blocking_profile(self, request: Request) -> Response:
         """Where the loop was held, as folded stacks or for speedscope."""
-        agent = self._running()
-        kind = choice(request.query_params, "format", ("folded", "speedscope"))
-        return _download(agent.profile, kind, "event loop held", "blocking")
+        figures = self._running()
+        kind = choice(request.query_params, "format", _PROFILES)
+        profiled = await _made(figures, figures.blocking_profile)
+        return _download(profiled, kind, "event loop held", "blocking")
 
     async def requests(self, request: Request) -> Response:
         """Requests in flight, the oldest first: see ``loopscope.admin.requests``."""
-        agent = self._running()
-        limit = whole(request.query_params, "limit", default=100, most=1000)
-        live = agent.live_requests()
-        stuck_after = agent.settings.stuck_after
-        found = in_flight(live, agent.users, agent.clock.now(), stuck_after, limit)
-        return JSONResponse({"in_flight": len(live), "requests": found})
+        figures = self._running()
+        limit = _limit(request)
+        return JSONResponse(await _made(figures, partial(figures.requests, limit)))
 
     async def awaits(self, request: Request) -> Response:
         """What requests waited for: by ``route``, line and call, and what always follows on."""
-        agent = self._running()
-        limit = whole(request.query_params, "limit", default=100, most=1000)
-        loop = asyncio.get_running_loop()
-        work = partial(awaits, agent, request.query_params.get("route"), limit)
-        return JSONResponse(await loop.run_in_executor(agent.renderer, work))
+        figures = self._running()
+        limit = _limit(request)
+        route = request.query_params.get("route")
+        return JSONResponse(await _made(figures, partial(figures.awaits, route, limit)))
 
     async def wall_profile(self, request: Request) -> Response:
         """Where requests' time went, running and awaiting, as folded stacks or for speedscope."""
-        agent = self._running()
-        kind = choice(request.query_params, "format", ("folded", "speedscope"))
-        loop = asyncio.get_running_loop()
+        figures = self._running()
+        kind = choice(request.query_params, "format", _PROFILES)
         route = request.query_params.get("route")
-        profile = await loop.run_in_executor(agent.renderer, agent.wall_profile, route)
-        return _download(profile, kind, "where requests' time went", "requests")
+        profiled = await _made(figures, partial(figures.wall_profile, route))
+        return _download(profiled, kind, "where requests' time went", "requests")
 
     async def pools(self, request: Request) -> Response:
         """Every pool in one shape: see ``loopscope.admin.pools``."""
-        agent = self._running()
-        loop = asyncio.get_running_loop()
-        return JSONResponse(await loop.run_in_executor(agent.renderer, pools, agent))
+        figures = self._running()
+        return JSONResponse(await _made(figures, figures.pools))
 
     async def healthz(self, request: Request) -> Response:
         """That the agent answers; says nothing of the service."""
@@ -207,11 +199,26 @@ def metrics_app() -> Starlette:
     Served by the service's own loop, rendered off it. Everything but ``/metrics`` and ``/healthz``
     asks for the ``token`` setting where one is set when the application is made.
     """
-    return AdminApp(current_agent, token=resolve({}).token).application()
+    return AdminApp(_current, token=resolve({}).token).application()
 
 
-def _metrics(agent: Agent, accept: str, squeeze: bool) -> tuple[list[bytes], str]:
-    body, content_type = agent.render(accept)
+def _current() -> Figures | None:
+    """What this process' agent has to say."""
+    agent = current_agent()
+    return None if agent is None else of_worker(agent)
+
+
+async def _made(figures: Figures, work: Callable[[], T]) -> T:
+    """What ``work`` makes, in the thread that figures are made in."""
+    return await asyncio.get_running_loop().run_in_executor(figures.renderer, work)
+
+
+def _limit(request: Request) -> int:
+    return whole(request.query_params, "limit", default=100, most=1000)
+
+
+def _metrics(figures: Figures, accept: str, squeeze: bool) -> tuple[list[bytes], str]:
+    body, content_type = figures.metrics(accept)
     return (_squeezed(body) if squeeze else body), content_type
 
 
@@ -231,15 +238,20 @@ async def _bad(request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"{error}\n", status_code=400)
 
 
-def _download(profile: BlockingProfile, kind: str, title: str, name: str) -> Response:
-    """``profile`` as a file to keep, ``folded`` or for ``speedscope``."""
+def _download(profiled: Profiled, kind: str, title: str, name: str) -> Response:
+    """A profile as a file to keep, ``folded`` or for ``speedscope``.
+
+    Whose share is missing is named in a header: neither format has a place for it.
+    """
     if kind == "folded":
-        response: Response = PlainTextResponse(profile.folded())
+        response: Response = PlainTextResponse(profiled.profile.folded())
         file = f"{name}.folded"
     else:
-        response = JSONResponse(profile.speedscope(title))
+        response = JSONResponse(profiled.profile.speedscope(title))
         file = f"{name}.speedscope.json"
     response.headers["content-disposition"] = f'attachment; filename="{file}"'
+    if profiled.silent:
+        response.headers["loopscope-silent"] = ",".join(profiled.silent)
     return response
 
 

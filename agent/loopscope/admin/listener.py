@@ -1,11 +1,13 @@
 """The admin listener: one thread with a loop of its own, so it answers when the service cannot.
 
-Of several workers one has the port and speaks for all; the others wait in their threads, and when
-it is gone the first of them to notice has it.
+Of several workers one has the port and speaks for all; the others wait in their loops, and when it
+is gone the first of them to notice has it.
 
 The socket listens before the thread starts: a port that is taken is known at once and costs the
-service nothing but a log line. uvicorn's protocol class is used without uvicorn's ``Server``, whose
-signal handlers, log lines and ten ticks a second belong to a program, not to a guest in one.
+service nothing but a log line.
+
+Whether it has the port or not, and whether there is to be one or not, each of several workers tells
+the others what only it knows, by a socket beside its page.
 """
 
 from __future__ import annotations
@@ -14,19 +16,25 @@ import asyncio
 import logging
 import socket
 import threading
+from collections.abc import Iterable
+from contextlib import AsyncExitStack, suppress
 from itertools import count
 
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
-
+from loopscope.admin.answers import answers
 from loopscope.admin.app import AdminApp
+from loopscope.admin.figures import Figures, of_worker
+from loopscope.admin.hatch import Hatch
+from loopscope.admin.own import Own
+from loopscope.admin.server import BACKLOG, served
 from loopscope.agent import Agent
+from loopscope.core.faults import Faults
+from loopscope.core.group import SOCKET, Group
+from loopscope.sentinel.keeper import Keeper
+from loopscope.settings import Settings
 
 logger = logging.getLogger("loopscope")
 
 _LOOPBACK = ("127.", "localhost", "::1")
-_BACKLOG = 64
 _RETRY = 0.5
 """Seconds between attempts to take over the port."""
 _DOUBTS = 4
@@ -35,20 +43,32 @@ _PATIENCE = 5.0
 """Seconds a stop may wait for the thread to begin, and again for it to end."""
 
 
-class _QuietProtocol(H11Protocol):
-    """HTTP/1.1 without lines in the service's access log."""
-
-    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
-        super().__init__(config, state, {})
-        self.access_log = False
-        self.logger = logging.getLogger("loopscope.admin")
-
-
 class AdminListener:
-    """Serves ``AdminApp`` on the ``listen`` setting's address, for one agent."""
+    """Serves ``figures`` on the ``listen`` setting's address, and a worker's own to its siblings.
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    ``group`` are those it may share the address with: then a port that is taken is waited for.
+    ``own`` is what is told through the ``hatch``, which is open as long as we serve. As long as
+    the ``keeper`` has hope, the address is left to the process that it keeps.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        faults: Faults,
+        figures: Figures,
+        *,
+        group: Group | None = None,
+        own: Own | None = None,
+        hatch: Hatch | None = None,
+        keeper: Keeper | None = None,
+    ) -> None:
+        self._settings = settings
+        self._faults = faults
+        self._figures = figures
+        self._group = group
+        self._own = own
+        self._hatch = hatch
+        self._keeper = keeper
         self._app: AdminApp | None = None
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -56,6 +76,20 @@ class AdminListener:
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
         self._leaving = threading.Event()
+
+    @classmethod
+    def of_worker(cls, agent: Agent, keeper: Keeper | None = None) -> AdminListener:
+        """The listener of ``agent``, to be its front."""
+        path = agent.page.path
+        return cls(
+            agent.settings,
+            agent.faults,
+            of_worker(agent),
+            group=agent.group,
+            own=Own(agent),
+            hatch=None if path is None else Hatch(path.with_suffix(SOCKET)),
+            keeper=keeper,
+        )
 
     @property
     def url(self) -> str:
@@ -65,18 +99,30 @@ class AdminListener:
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def fileno(self) -> int:
-        """The descriptor of its socket; -1 where it does not listen."""
-        bound = self._socket
-        return -1 if bound is None else bound.fileno()
+    def filenos(self) -> Iterable[int]:
+        """The descriptors of its sockets; -1 for what does not listen."""
+        bound, hatch = self._socket, self._hatch
+        yield -1 if bound is None else bound.fileno()
+        yield -1 if hatch is None else hatch.fileno()
 
     def start(self) -> None:
         """Bind and serve. A taken port is logged, with what to do about it, and that is all."""
-        address = self._agent.settings.listen_address
-        if address is None:
-            return
-        host, port = address
-        token = self._agent.settings.token
+        address = self._settings.listen_address
+        error: OSError | None = None
+        if address is not None:
+            self._app = self._application(*address)
+            error = self._bind(*address) if self._keeper is None else None
+        if error is not None and self._group is None:
+            assert address is not None
+            _complain(*address, error)
+        if self._hatch is not None or (address is not None and (error is None or self._group)):
+            self._thread = threading.Thread(
+                target=self._run, args=(address, error), name="loopscope-admin", daemon=True
+            )
+            self._thread.start()
+
+    def _application(self, host: str, port: int) -> AdminApp:
+        token = self._settings.token
         metrics_only = _exposed(host) and not token
         if metrics_only:
             logger.warning(
@@ -85,15 +131,7 @@ class AdminListener:
                 host,
                 port,
             )
-        self._app = AdminApp(lambda: self._agent, token=token, metrics_only=metrics_only)
-        error = self._bind(host, port)
-        if error is not None and self._agent.group is None:
-            _complain(host, port, error)
-            return
-        self._thread = threading.Thread(
-            target=self._run, args=(host, port, error), name="loopscope-admin", daemon=True
-        )
-        self._thread.start()
+        return AdminApp(lambda: self._figures, token=token, metrics_only=metrics_only)
 
     def _bind(self, host: str, port: int) -> OSError | None:
         """Listen; the error if that cannot be."""
@@ -104,26 +142,8 @@ class AdminListener:
         logger.info("loopscope: figures at %s/metrics", self.url)
         return None
 
-    def _say_so(self) -> None:
-        """Let the other workers know that the port is in good hands."""
-        if self._agent.group is not None:
-            try:
-                self._agent.group.speak()
-            except OSError as failure:
-                self._agent.faults.report("workers", failure)
-
-    def _wait_for_port(self, host: str, port: int, error: OSError) -> None:
-        """Try again until another worker, who speaks for all, has gone; or until we stop."""
-        group = self._agent.group
-        assert group is not None
-        for attempt in count(1):
-            if self._leaving.wait(_RETRY) or self._bind(host, port) is None:
-                return
-            if attempt == _DOUBTS and not group.is_spoken_for():
-                _complain(host, port, error)
-
     def stop(self) -> None:
-        """Close the socket and end the thread."""
+        """Close the sockets and end the thread."""
         thread = self._thread
         self._leaving.set()
         if thread is not None:
@@ -133,53 +153,82 @@ class AdminListener:
             loop.call_soon_threadsafe(stop.set)
         if thread is not None and thread is not threading.current_thread():
             thread.join(_PATIENCE)
-        if self._agent.group is not None:
-            self._agent.group.hush()
-        self.abandon()
 
     def abandon(self) -> None:
         """Close what a fork inherited; the thread is the parent's and does not exist here."""
         if self._socket is not None:
             self._socket.close()
+        if self._hatch is not None:
+            self._hatch.abandon()
         self._socket = self._thread = self._loop = self._stop = None
 
-    def _run(self, host: str, port: int, error: OSError | None) -> None:
+    def _run(self, address: tuple[str, int] | None, error: OSError | None) -> None:
         try:
-            if error is not None:
-                self._wait_for_port(host, port, error)
-            if self._socket is not None:
-                self._say_so()
-                asyncio.run(self._serve())
+            asyncio.run(self._live(address, error))
         except Exception as failure:
-            self._agent.faults.report("admin", failure)
+            self._faults.report("admin", failure)
         finally:
             self._ready.set()
 
-    async def _serve(self) -> None:
-        assert self._app is not None and self._socket is not None
+    async def _live(self, address: tuple[str, int] | None, error: OSError | None) -> None:
+        """Serve whatever there is to serve, until it is time to leave."""
         self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        config = uvicorn.Config(
-            self._app.application(),
-            log_config=None,  # the service's logging is its own affair
-            lifespan="off",
-            ws="none",
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-        )
-        state = ServerState()
-        server = await self._loop.create_server(
-            lambda: _QuietProtocol(config, state), sock=self._socket, backlog=_BACKLOG
-        )
-        self._ready.set()
-        await self._stop.wait()
-        server.close()
-        for connection in list(state.connections):
-            connection.shutdown()
-        for connection in list(state.connections):
-            connection.transport.abort()
-        await asyncio.sleep(0)
+        self._stop = stop = asyncio.Event()
+        if self._leaving.is_set():
+            return  # before there was anything to tell us by
+        async with AsyncExitStack() as doors:
+            await self._answer_siblings(doors)
+            if self._keeper is not None:
+                self._ready.set()
+                await self._keep(self._keeper, stop)
+                if address is not None and not stop.is_set():
+                    error = self._bind(*address)
+            if address is not None and error is not None:
+                self._ready.set()
+                await self._wait_for_port(*address, error)
+            if self._socket is not None:
+                assert self._app is not None
+                self._say_so()
+                await doors.enter_async_context(served(self._app.application(), self._socket))
+            self._ready.set()
+            await stop.wait()
+
+    async def _keep(self, keeper: Keeper, stop: asyncio.Event) -> None:
+        """See that there is a sentinel, until it is time to leave or there will be none."""
+        while not stop.is_set() and not keeper.is_hopeless:
+            keeper.look()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _RETRY)
+
+    async def _answer_siblings(self, doors: AsyncExitStack) -> None:
+        """Let the other workers ask for what only this one knows, until ``doors`` close."""
+        if self._own is None or self._hatch is None:
+            return
+        try:
+            doors.callback(self._hatch.close)
+            app = answers(self._own, self._faults)
+            await doors.enter_async_context(served(app, self._hatch.open(BACKLOG)))
+        except OSError as failure:
+            self._faults.report("workers", failure)
+
+    def _say_so(self) -> None:
+        """Let the other workers know that the port is in good hands."""
+        if self._group is not None:
+            try:
+                self._group.speak()
+            except OSError as failure:
+                self._faults.report("workers", failure)
+
+    async def _wait_for_port(self, host: str, port: int, error: OSError) -> None:
+        """Try again until another worker, who speaks for all, has gone; or until we stop."""
+        assert self._stop is not None and self._group is not None
+        for attempt in count(1):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _RETRY)
+            if self._stop.is_set() or self._bind(host, port) is None:
+                return
+            if attempt == _DOUBTS and not self._group.is_spoken_for():
+                _complain(host, port, error)
 
 
 def _complain(host: str, port: int, error: OSError) -> None:
@@ -203,7 +252,7 @@ def _listening(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
         # Two processes that reuse addresses may both bind; only one of them may listen.
-        bound.listen(_BACKLOG)
+        bound.listen(BACKLOG)
         bound.setblocking(False)
     except BaseException:
         bound.close()

@@ -9,23 +9,27 @@
                 "leaked": {"request_ended", "held_too_long"},
                 "routes": [{"route", "wait_s", "use_s"}],
                 "creations": [{"route", "site", "count"}],
-                "held": [{"site", "route", "age_s", "leaked" (null, or the reason)}]}]}
+                "held": [{"worker" (its number), "site", "route", "age_s",
+                          "leaked" (null, or the reason)}]}],
+     "silent": [numbers of workers of which nothing is in "held", for they did not answer]}
 
 What is not known of a pool is null. Those with most seconds of waiting come first, and of each the
 routes that used it most, the lines that had most connections made, and what has been held longest
-(ten at most; of several workers, those of the one that answers).
+(ten at most).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
-from loopscope.agent import Agent
 from loopscope.core.leak import Reason
 from loopscope.core.merge import Family
+from loopscope.core.stacks import UserCode
 from loopscope.sources.pools import metrics
+from loopscope.sources.pools.use import Use
 
 _GAUGES = {
     "capacity": metrics.CAPACITY,
@@ -44,6 +48,7 @@ _BY_ROUTE = {"wait_s": metrics.ROUTE_WAIT, "use_s": metrics.ROUTE_USE}
 _MOST_HELD = 10
 
 _Pool = dict[str, Any]
+_Use = dict[str, Any]
 
 
 class _Pools(dict[tuple[str, str], _Pool]):
@@ -67,9 +72,9 @@ class _Pools(dict[tuple[str, str], _Pool]):
         return pool
 
 
-def pools(agent: Agent) -> dict[str, Any]:
-    """The document above, as of now. Not for an event loop's thread."""
-    families = {family.metric.name: family for family in agent.snapshot()}
+def pools(all_families: Iterable[Family], of_workers: Iterable[list[_Use]]) -> dict[str, Any]:
+    """The document above but for ``silent``, of all figures and what is ``held`` in each worker."""
+    families = {family.metric.name: family for family in all_families}
     found = _Pools()
     for key, metric in (_GAUGES | _COUNTERS).items():
         for (name, kind, *_), values in _rows(families.get(metric.name)):
@@ -84,9 +89,34 @@ def pools(agent: Agent) -> dict[str, Any]:
         found[name, kind]["leaked"][reason] = values[0]
     _add_routes(found, families)
     _add_creations(found, families)
-    _add_held(found, agent)
+    _add_held(found, of_workers)
     by_waiting = sorted(found.values(), key=lambda pool: pool["wait"]["seconds"], reverse=True)
     return {"pools": by_waiting}
+
+
+def held(uses: Iterable[Use], users: UserCode, now: float) -> list[_Use]:
+    """What is in use in this worker, as above, with ``pool`` and ``kind``; as much as is shown.
+
+    ``uses`` longest first, ``now`` on their clock.
+    """
+    described: list[_Use] = []
+    shown: Counter[tuple[str, str]] = Counter()
+    for use in uses:
+        labels = use.meter.labels
+        shown[labels] += 1
+        if shown[labels] <= _MOST_HELD:
+            described.append(
+                {
+                    "pool": labels[0],
+                    "kind": labels[1],
+                    "worker": str(os.getpid()),
+                    "site": users.describe_place(use.place),
+                    "route": use.route_so_far(),
+                    "age_s": now - use.since,
+                    "leaked": use.leaked,
+                }
+            )
+    return described
 
 
 def _rows(family: Family | None) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
@@ -114,17 +144,11 @@ def _add_creations(found: _Pools, families: dict[str, Family]) -> None:
         found[name, kind]["creations"].append({"route": route, "site": site, "count": count})
 
 
-def _add_held(found: _Pools, agent: Agent) -> None:
+def _add_held(found: _Pools, of_workers: Iterable[list[_Use]]) -> None:
     """What is in use right now."""
-    now = agent.clock.now()
-    for use in agent.pools.book.held():
-        held = found[use.meter.labels]["held"]
+    uses = [use for worker in of_workers for use in worker]
+    for use in sorted(uses, key=lambda use: use["age_s"], reverse=True):
+        described = dict(use)
+        held = found[described.pop("pool"), described.pop("kind")]["held"]
         if len(held) < _MOST_HELD:
-            held.append(
-                {
-                    "site": agent.users.describe_place(use.place),
-                    "route": use.route_so_far(),
-                    "age_s": now - use.since,
-                    "leaked": use.leaked,
-                }
-            )
+            held.append(described)

@@ -1,4 +1,14 @@
-"""Requests in flight: how old each is, in which phase, and what it is waiting for right now.
+"""``/api/requests``: how old each is, in which phase, and what it is waiting for right now.
+
+::
+
+    {"in_flight": 3,
+     "requests": [{"worker" (its number), "route", "method", "age_s", "phase", "stuck",
+                   "awaiting": ["app/main.py:41 build", ...],
+                   "tasks": [{"coroutine", "awaiting"}], "tasks_alive": 1}],
+     "silent": [numbers of workers that did not answer]}
+
+The oldest come first. ``awaiting`` is outermost first, down to what ends the wait.
 
 Looked at from the thread that answers, while the event loop goes on (or does not): a coroutine that
 is suspended shows where, and one that is running is told from its thread's stack.
@@ -6,6 +16,7 @@ is suspended shows where, and one that is running is told from its thread's stac
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,6 +43,17 @@ def listed(
     return [_described(request, users, now, stuck_after) for request in oldest_first[:limit]]
 
 
+def oldest(of_workers: Iterable[tuple[int, list[dict[str, Any]]]], limit: int) -> dict[str, Any]:
+    """The document above but for ``silent``, of each worker's number in flight and list."""
+    in_flight = 0
+    found: list[dict[str, Any]] = []
+    for number, requests in of_workers:
+        in_flight += number
+        found += requests
+    found.sort(key=lambda request: request["age_s"], reverse=True)
+    return {"in_flight": in_flight, "requests": found[:limit]}
+
+
 def _described(
     request: HttpExchange, users: UserCode, now: float, stuck_after: float
 ) -> dict[str, Any]:
@@ -39,6 +61,7 @@ def _described(
     ledger = request.ledger
     children = [] if ledger is None else ledger.alive()
     return {
+        "worker": str(os.getpid()),
         "route": request.route_so_far(),
         "method": method_label(request.scope),
         "age_s": age,

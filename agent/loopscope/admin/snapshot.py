@@ -14,23 +14,23 @@ A contract, versioned and only ever extended::
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from loopscope._version import __version__
-from loopscope.agent import Agent
+from loopscope.core.clock import Clock
 from loopscope.core.merge import Family
 
 VERSION = 1
 
 
-def snapshot(agent: Agent) -> dict[str, Any]:
-    """The document above, as of now."""
-    families = agent.snapshot()
+def snapshot(families: Iterable[Family], clock: Clock) -> dict[str, Any]:
+    """The document above, of ``families`` as of now."""
     return {
         "version": VERSION,
         "loopscope": __version__,
         "pid": os.getpid(),
-        "taken_at": agent.clock.wall(agent.clock.now()),
+        "taken_at": clock.wall(clock.now()),
         "metrics": [_family(family) for family in families],
     }
 

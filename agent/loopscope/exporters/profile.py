@@ -124,6 +124,7 @@ class BlockingProfile:
 RUNNING: Final = "[running on the event loop]"
 UNSEEN: Final = "[short waits]"
 IN_TASKS: Final = "[in tasks]"
+UNTOLD: Final = "[workers that have ended or do not answer]"
 
 _MOST_WALL_STACKS: Final = 5000
 

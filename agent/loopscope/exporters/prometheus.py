@@ -8,6 +8,7 @@ an ordinary custom collector and may be registered anywhere. The page renders ou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -26,7 +27,11 @@ from loopscope.exporters.exposition import Exposition, bounds_as_text
 
 Exemplar = tuple[float, float, int, int]
 """Observed value, Unix time, trace id, span id."""
+Exemplars = Mapping[tuple[str, Labels, int], Exemplar]
+"""The latest sampled trace by metric name, label values and bucket."""
 
+_NONE: Exemplars = MappingProxyType({})
+_OPENMETRICS = "application/openmetrics-text"
 _EOF = b"# EOF\n"
 
 
@@ -75,7 +80,6 @@ class _Others(Collector):
 class MetricsPage:
     """Makes the body of ``/metrics``. One thread at a time.
 
-    ``exemplars`` lists the latest sampled trace by (metric name, label values, bucket);
     ``user_registry`` is rendered below our own families.
     """
 
@@ -83,7 +87,7 @@ class MetricsPage:
         self,
         families: Callable[[], list[Family]],
         *,
-        exemplars: Callable[[], Mapping[tuple[str, Labels, int], Exemplar]] = dict,
+        exemplars: Callable[[], Exemplars] = dict,
         user_registry: CollectorRegistry | None = None,
     ) -> None:
         self._families = families
@@ -91,12 +95,13 @@ class MetricsPage:
         self._user_registry = user_registry
         self._exposition = Exposition()
 
-    def render(self, accept: str) -> tuple[list[bytes], str]:
+    def render(self, accept: str, more_exemplars: Exemplars = _NONE) -> tuple[list[bytes], str]:
         """Body, in pieces, and content type for an ``Accept`` header."""
         encode, content_type = choose_encoder(accept)
-        openmetrics = content_type.startswith("application/openmetrics-text")
+        openmetrics = content_type.startswith(_OPENMETRICS)
         families = self._families()
-        exemplars = _rendered(self._exemplars()) if openmetrics else {}
+        several = (self._exemplars(), more_exemplars)
+        exemplars = _rendered(newest(several)) if openmetrics else {}
         text = self._exposition.pieces(families, openmetrics=openmetrics, exemplars=exemplars)
         # A label no encoding can write must not cost the whole page.
         body = [piece.encode("utf-8", "replace") for piece in text]
@@ -108,9 +113,23 @@ class MetricsPage:
         return body, content_type
 
 
-def _rendered(
-    exemplars: Mapping[tuple[str, Labels, int], Exemplar],
-) -> dict[tuple[str, Labels, int], str]:
+def is_openmetrics(accept: str) -> bool:
+    """Whether OpenMetrics, which has exemplars, is the answer to this ``Accept`` header."""
+    return choose_encoder(accept)[1].startswith(_OPENMETRICS)
+
+
+def newest(several: Iterable[Exemplars]) -> Exemplars:
+    """All in one, of each bucket the one that was observed last."""
+    found: dict[tuple[str, Labels, int], Exemplar] = {}
+    for exemplars in several:
+        for key, exemplar in exemplars.items():
+            known = found.get(key)
+            if known is None or known[1] < exemplar[1]:
+                found[key] = exemplar
+    return found
+
+
+def _rendered(exemplars: Exemplars) -> dict[tuple[str, Labels, int], str]:
     return {
         key: f' # {{trace_id="{trace_id:032x}",span_id="{span_id:016x}"}} {value!r} {wall:.3f}'
         for key, (value, wall, trace_id, span_id) in exemplars.items()

@@ -57,7 +57,7 @@ class Sentinel:
         self._listener = AdminListener(
             settings,
             self._faults,
-            Figures(self._pages, siblings=Siblings(self._group)),
+            Figures(self._pages, siblings=Siblings(self._group, self._faults)),
             group=self._group,
         )
 

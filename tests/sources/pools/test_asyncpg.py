@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from loopscope import Loopscope
-from loopscope.admin.pools import pools
+from loopscope.admin.figures import of_worker
 from loopscope.agent import current_agent, stop_agent
 from tests.harness import call, label_sets, published
 from tests.sources.pools.users import check_crowd
@@ -87,7 +87,7 @@ async def test_the_api_has_each_pool_in_one_shape(postgres: str) -> None:
     await asyncio.gather(*(call(app, "/work") for _ in range(10)))
     agent = current_agent()
     assert agent is not None
-    listed = (await asyncio.to_thread(pools, agent))["pools"]
+    listed = (await asyncio.to_thread(of_worker(agent).pools))["pools"]
     (found,) = [each for each in listed if each["kind"] == "db.asyncpg"]
     assert (found["capacity"], found["in_use"]) == (5, 0)
     assert found["wait"]["count"] == found["use"]["count"] == 10

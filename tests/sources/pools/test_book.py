@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from loopscope import Loopscope
-from loopscope.admin.pools import pools
+from loopscope.admin.figures import of_worker
 from loopscope.agent import Agent, current_agent
 from loopscope.core.clock import FakeTime
 from loopscope.core.faults import Faults
@@ -144,7 +144,7 @@ async def test_what_a_request_leaves_behind_is_a_leak(caplog: pytest.LogCaptureF
     (line,) = caplog.messages
     assert "taken by /forgetful at tests/sources/pools/test_book.py:" in line
     assert "request has ended" in line
-    listed = (await asyncio.to_thread(pools, agent()))["pools"]
+    listed = (await asyncio.to_thread(of_worker(agent()).pools))["pools"]
     (pool,) = [each for each in listed if each["kind"] == "db.test"]
     (held,) = pool["held"]
     assert (held["route"], held["leaked"]) == ("/forgetful", "request_ended")
