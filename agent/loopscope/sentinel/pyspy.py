@@ -6,8 +6,9 @@ it gets so many seconds and so many bytes, and is killed when it takes more.
 
 Normally it only reads, while the process runs on (``--nonblocking``). Native frames are to be had
 only with the process at rest, for which py-spy attaches to it as debuggers do. A tracer that is
-killed just then leaves the process stopped, for the kernel delivers the stop that it was about to
-report. So whoever kills it looks first whether it was attached, and lets the process go on after.
+killed just then may leave the process stopped, for the kernel delivers the stop that it was about
+to report. So whoever kills it looks first whether it was attached, and lets the process go on then;
+which would be wrong if somebody else had stopped it, so one that is stopped is not attached to.
 
 What it writes comes through a pipe, profiles included: no file, so none that could stay behind.
 """
@@ -34,9 +35,9 @@ import psutil
 
 from loopscope.sentinel.refusal import reason
 
-Format = Literal["folded", "speedscope", "flamegraph"]
+Format = Literal["flamegraph", "speedscope", "folded"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-"""What ``record`` makes: lines of ``outer;inner count``, speedscope's JSON, or an SVG."""
+"""What ``record`` makes: an SVG, speedscope's JSON, or lines of ``outer;inner count``."""
 
 MOST_SECONDS = 300.0
 """The longest time that ``record`` looks for."""
@@ -176,8 +177,14 @@ class _Look:
 
     def _run(self, asked: list[str], *, to_file: bool) -> bytes:
         program = executable()
-        if not _is_there(self._pid):
+        state = _state(self._pid)
+        if state == psutil.STATUS_DEAD:
             raise GoneError(f"there is no process {self._pid}")
+        if self._attaches and state == psutil.STATUS_STOPPED:
+            raise PySpyError(
+                f"process {self._pid} is stopped, and native frames are to be had of running ones "
+                "only; without them it can be looked at"
+            )
         output, its_output = os.pipe()
         if to_file:
             asked += ["--output", f"/dev/fd/{its_output}"]
@@ -253,7 +260,7 @@ class _Look:
             _let_go_on(self._pid)
 
     def _failure(self, code: int, complaint: str) -> PySpyError:
-        if not _is_there(self._pid):
+        if _state(self._pid) == psutil.STATUS_DEAD:
             return GoneError(f"process {self._pid} has ended")
         if any(words in complaint.lower() for words in _REFUSED):
             return NotAllowedError(reason(self._pid))
@@ -281,14 +288,15 @@ def _in_one_line(complaint: str) -> str:
     return ": ".join([*errors[:1], *causes[-1:]]) if errors else " ".join(lines[:1])
 
 
-def _is_there(pid: int) -> bool:
-    """Whether there is such a process, and more of it than its exit code."""
+def _state(pid: int) -> str:
+    """What psutil calls the state of a process; one of which only the exit code is left is dead."""
     try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        status = psutil.Process(pid).status()
     except psutil.NoSuchProcess:
-        return False
+        return psutil.STATUS_DEAD
     except psutil.Error:
-        return True
+        return ""
+    return psutil.STATUS_DEAD if status == psutil.STATUS_ZOMBIE else status
 
 
 def _is_traced_by(pid: int, tracer: int) -> bool:
@@ -305,10 +313,9 @@ def _is_traced_by(pid: int, tracer: int) -> bool:
 def _let_go_on(pid: int) -> None:
     """Wake a process that its tracer's death has stopped; the stop may be yet to come."""
     until = time.monotonic() + _SETTLING
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        while time.monotonic() < until:
-            if process.status() == psutil.STATUS_STOPPED:
-                process.send_signal(signal.SIGCONT)
-                return
-            time.sleep(0.01)
+    while time.monotonic() < until:
+        if _state(pid) == psutil.STATUS_STOPPED:
+            with suppress(psutil.Error):
+                psutil.Process(pid).send_signal(signal.SIGCONT)
+            return
+        time.sleep(0.01)

@@ -43,6 +43,8 @@ class Standing:
     is_dumpable: bool
     exceeds_us: bool
     """Whether the process has capabilities that we have not."""
+    unreadable: str = ""
+    """The process' program, where this is a file that we may not read."""
 
 
 def reason(pid: int) -> str:
@@ -65,6 +67,11 @@ def _cause(found: Standing) -> str:
         )
     if found.is_capable:
         return _cause_despite_capability(found)
+    if found.unreadable:
+        return (
+            f"its program {found.unreadable} cannot be read by user {found.our_user}, and py-spy "
+            "has to; run this as a user who may read it"
+        )
     if found.their_user not in (None, found.our_user):
         return (
             f"it belongs to user {found.their_user} and this is user {found.our_user}; run this as "
@@ -115,6 +122,7 @@ def standing(pid: int) -> Standing:
         their_user=their_user,
         is_dumpable=their_user is None or _owner(pid) in (None, their_user),
         exceeds_us=bool(int(theirs.get("CapPrm", "0"), 16) & ~int(ours.get("CapPrm", "0"), 16)),
+        unreadable=_unreadable_program(pid),
     )
 
 
@@ -127,10 +135,20 @@ def _status(path: Path) -> dict[str, str]:
 
 
 def _owner(pid: int) -> int | None:
-    """Whom the kernel gives a process' files to: root, where it is not dumpable."""
+    """Whom the kernel gives a process' files to: root, where it is not dumpable.
+
+    Its directory is not among these.
+    """
     with suppress(OSError):
-        return (_PROC / str(pid)).stat().st_uid
+        return (_PROC / str(pid) / "status").stat().st_uid
     return None
+
+
+def _unreadable_program(pid: int) -> str:
+    with suppress(OSError):
+        program = (_PROC / str(pid) / "exe").readlink()
+        return "" if os.access(_PROC / str(pid) / "exe", os.R_OK) else str(program)
+    return ""
 
 
 def _scope() -> int:
