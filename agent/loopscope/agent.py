@@ -478,6 +478,12 @@ class Agent:
         with self._lock:
             return merge([self._own_page()])
 
+    def workers(self) -> list[int]:
+        """Processes of the workers that are alive, this one's first. Not for a loop's thread."""
+        with self._lock:
+            others = [] if self.group is None else self.group.living().values()
+        return [os.getpid(), *map(int, others)]
+
     def families(self) -> list[Family]:
         """Refresh what is read on demand, then read and merge all pages. Call under the lock."""
         self._look_for_provider()

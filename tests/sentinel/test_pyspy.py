@@ -22,6 +22,7 @@ from loopscope.sentinel.pyspy import (
     FORMATS,
     Format,
     GoneError,
+    NothingSeenError,
     PySpyError,
     SeenThread,
     dump,
@@ -243,6 +244,14 @@ def test_a_profile_of_waiting_is_to_be_asked_for(script: Path) -> None:
         holders = record(process.pid, 1, gil=True).decode().splitlines()
     assert {line.split(";")[0].rpartition(" ")[2] for line in with_idle} == {"MainThread", "thief"}
     assert {line.split(";")[0].rpartition(" ")[2] for line in holders} == {"thief"}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_profile_of_nothing_is_an_error_that_says_so(script: Path, format: Format) -> None:
+    """Of a process that only waits, unless its waiting was asked for."""
+    asleep = targets.running(targets.ASLEEP, script)
+    with asleep as process, pytest.raises(NothingSeenError, match="idle threads"):
+        record(process.pid, 1, format=format)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 301, float("nan")])

@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from loopscope.admin.figures import Figures, Profiled, of_worker
 from loopscope.admin.parameters import BadParameterError, choice, whole
+from loopscope.admin.profile import profile
 from loopscope.admin.stalls import by_location
 from loopscope.agent import current_agent
 from loopscope.core.stall import ORDERS, Order
@@ -71,6 +72,7 @@ class AdminApp:
                 Route("/api/awaits", self._guarded(self.awaits)),
                 Route("/api/awaits/profile", self._guarded(self.wall_profile)),
                 Route("/api/pools", self._guarded(self.pools)),
+                Route("/api/profile", self._guarded(self.profile)),
                 Route("/", self._guarded(self.index)),
             ]
         return Console(
@@ -152,6 +154,11 @@ class AdminApp:
         figures = self._running()
         return JSONResponse(await _made(figures, figures.pools))
 
+    async def profile(self, request: Request) -> Response:
+        """What a worker is doing, for a while from now on: see ``loopscope.admin.profile``."""
+        figures = self._running()
+        return await profile(request, await _made(figures, figures.workers))
+
     async def healthz(self, request: Request) -> Response:
         """That the agent answers; says nothing of the service."""
         self._running()
@@ -171,6 +178,8 @@ class AdminApp:
             "/api/awaits/profile  where requests' time went; ?route=,\n"
             "                ?format=folded|speedscope\n"
             "/api/pools      how close each pool is to saturation, who waits and who holds\n"
+            "/api/profile    what a worker does in the next seconds; ?seconds=5&worker=,\n"
+            "                ?format=flamegraph|speedscope|folded&gil=0|1&idle=0|1\n"
             "/healthz        whether the agent answers\n"
         )
 

@@ -62,6 +62,11 @@ class Bystander:
         with self._lock:
             return self._families()
 
+    def workers(self) -> list[int]:
+        """The workers that are alive."""
+        with self._lock:
+            return sorted(map(int, self._group.living().values()))
+
     def close(self) -> None:
         """End the thread, as soon as it has made what it is making."""
         self.renderer.shutdown(wait=False, cancel_futures=True)

@@ -60,6 +60,10 @@ class Pages(Protocol):
         """Stalls as ``/api/stalls`` lists them, those in progress first."""
         ...
 
+    def workers(self) -> list[int]:
+        """Processes of the workers that are alive; the first is the one that answers, if one is."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Profiled:
@@ -101,6 +105,10 @@ class Figures:
     def stalls(self, order: Order, limit: int) -> list[Document]:
         """The list in ``/api/stalls``."""
         return self._pages.stalls(order, limit)
+
+    def workers(self) -> list[int]:
+        """The processes that there may be profiles of."""
+        return self._pages.workers()
 
     def blocking_profile(self) -> Profiled:
         """What held the event loops, in seconds, as long as its workers have lived."""

@@ -57,6 +57,9 @@ _SETTLING = 1.0
 
 _RAW = {"folded": "raw"}
 """py-spy's names for formats, where they are not ours."""
+_EMPTY = b'"profiles":[]'
+"""Among the first bytes of a profile for speedscope in which nothing is."""
+_HEAD = 256
 _REFUSED = ("permission denied", "operation not permitted")
 
 
@@ -70,6 +73,10 @@ class GoneError(PySpyError):
 
 class NotAllowedError(PySpyError):
     """The kernel does not let us look; the message says what to grant."""
+
+
+class NothingSeenError(PySpyError):
+    """There was nothing of what a profile was to show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +129,10 @@ def record(
     """A profile of process ``pid`` over ``seconds``, rounded up, by ``rate`` looks a second.
 
     ``idle`` has threads that wait in it too, ``gil`` only those that hold the GIL. It is given up
-    as soon as it is not ``is_wanted`` any more. Raises ``GoneError``, ``NotAllowedError`` or
-    ``PySpyError``; ``ValueError`` unless 0 < ``seconds`` <= ``MOST_SECONDS`` and 0 < ``rate``.
+    as soon as it is not ``is_wanted`` any more.
+
+    Raises ``ValueError`` unless 0 < ``seconds`` <= ``MOST_SECONDS`` and 0 < ``rate``;
+    ``GoneError``, ``NotAllowedError``, ``NothingSeenError`` or ``PySpyError``.
     """
     if not 0.0 < seconds <= MOST_SECONDS:
         raise ValueError(f"seconds is {seconds}; allowed: above 0 and up to {MOST_SECONDS:.0f}")
@@ -135,7 +144,10 @@ def record(
     flags = (("--idle", idle), ("--gil", gil), ("--subprocesses", subprocesses))
     asked += [flag for flag, is_set in flags if is_set]
     look = _Look(pid, native, whole + _LEEWAY, _MOST_RECORD, is_wanted)
-    return look.written(asked)
+    body = look.written(asked)
+    if not body or _EMPTY in body[:_HEAD]:
+        raise _nothing_seen(pid)
+    return body
 
 
 def executable() -> str:
@@ -207,7 +219,7 @@ class _Look:
         finally:
             self._end(spy)
             os.close(output)
-        if code != 0 or not body:
+        if code != 0:
             raise self._failure(code, complaint.decode(errors="replace"))
         return body
 
@@ -264,8 +276,16 @@ class _Look:
             return GoneError(f"process {self._pid} has ended")
         if any(words in complaint.lower() for words in _REFUSED):
             return NotAllowedError(reason(self._pid))
+        if "No stack counts found" in complaint:
+            return _nothing_seen(self._pid)
         said = _in_one_line(complaint) or f"it ended with code {code}"
         return PySpyError(f"py-spy cannot look into process {self._pid}: {said}")
+
+
+def _nothing_seen(pid: int) -> NothingSeenError:
+    return NothingSeenError(
+        f"process {pid} did nothing of what was asked for; ask for idle threads to see its waiting"
+    )
 
 
 def _thread(seen: dict[str, Any]) -> SeenThread:
