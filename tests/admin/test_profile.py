@@ -17,7 +17,14 @@ import pytest
 
 from loopscope.admin import profile
 from loopscope.admin.profile import busiest
-from loopscope.sentinel.pyspy import FORMATS, Format, GoneError, NotAllowedError, PySpyError
+from loopscope.sentinel.pyspy import (
+    FORMATS,
+    SUFFIXES,
+    Format,
+    GoneError,
+    NotAllowedError,
+    PySpyError,
+)
 from tests.admin.test_listener import get, running
 from tests.e2e.running import Running, eventually
 from tests.e2e.test_workers import WORKERS, gunicorn, send
@@ -72,7 +79,7 @@ def test_a_worker_is_profiled_from_outside(spinning: None, format: Format) -> No
     status, headers, body = get(running() + f"/api/profile?seconds=1&format={format}")
     assert status == 200, body
     assert b"spin_in_test" in body
-    suffix = profile.SUFFIXES[format]
+    suffix = SUFFIXES[format]
     assert headers["content-disposition"].endswith(f'filename="profile-{os.getpid()}.{suffix}"')
     assert (
         headers["content-type"]

@@ -63,19 +63,28 @@ ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
     + ASLEEP
 )
 
-LOOK = """
+AS_NOBODY = f"""
 import os
 import sys
 
+import loopscope.cli  # while its files can still be read
 from loopscope.sentinel.pyspy import PySpyError, dump
 
+pid = int(sys.argv[1])
 os.setgroups([])
-os.setgid({nobody})
-os.setuid({nobody})
+os.setgid({NOBODY})
+os.setuid({NOBODY})
+"""
+
+LOOK = """
 try:
-    print("functions", *(frame.function for thread in dump({pid}) for frame in thread.frames))
+    print("functions", *(frame.function for thread in dump(pid) for frame in thread.frames))
 except PySpyError as error:
     print(type(error).__name__, error)
+"""
+
+PROFILE = """
+sys.exit(loopscope.cli.main(["profile", "--pid", str(pid), "-o", "-"]))
 """
 
 
@@ -99,15 +108,24 @@ def running_as_nobody(code: str) -> Iterator[subprocess.Popen[str]]:
 
 def seen_by_nobody(pid: int) -> str:
     """What the user nobody gets to see of process ``pid``: functions, or an error and its type."""
+    return _run_as_nobody(LOOK, pid).stdout.strip()
+
+
+def profiled_by_nobody(pid: int) -> tuple[int, str]:
+    """What ``loopscope profile`` ends with for the user nobody: exit code and stderr."""
+    found = _run_as_nobody(PROFILE, pid)
+    return found.returncode, found.stderr
+
+
+def _run_as_nobody(code: str, pid: int) -> subprocess.CompletedProcess[str]:
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     with _public_pyspy() as folder:
-        found = subprocess.run(
-            [sys.executable, "-c", LOOK.format(nobody=NOBODY, pid=pid)],
+        return subprocess.run(
+            [sys.executable, "-c", AS_NOBODY + code, str(pid)],
             env={"PATH": str(folder), "PYTHONPATH": f"{ROOT}/agent"},
-            capture_output=True, text=True, timeout=60, check=True,
+            capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
-    return found.stdout.strip()
 
 
 def _until_left(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:

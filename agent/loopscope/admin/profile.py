@@ -33,19 +33,13 @@ from loopscope.core.ptrace import allow_others_to_trace
 from loopscope.sentinel.pyspy import (
     FORMATS,
     MOST_SECONDS,
+    SUFFIXES,
     Format,
     GoneError,
     NotAllowedError,
     PySpyError,
     record,
 )
-
-SUFFIXES: dict[Format, str] = {
-    "flamegraph": "svg",
-    "speedscope": "speedscope.json",
-    "folded": "folded",
-}
-"""How the names of files in each format end."""
 
 _TYPES: dict[Format, str] = {
     "flamegraph": "image/svg+xml",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from loopscope._version import __version__
-from loopscope.cli import run, selftest, settings
+from loopscope.cli import profile, run, selftest, settings
 from loopscope.settings import SettingsError
 
 
@@ -25,7 +25,12 @@ class Command(Protocol):
     def run(arguments: argparse.Namespace) -> int: ...
 
 
-COMMANDS = (cast("Command", run), cast("Command", settings), cast("Command", selftest))
+COMMANDS = (
+    cast("Command", run),
+    cast("Command", profile),
+    cast("Command", settings),
+    cast("Command", selftest),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

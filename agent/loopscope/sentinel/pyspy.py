@@ -39,6 +39,13 @@ Format = Literal["flamegraph", "speedscope", "folded"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 """What ``record`` makes: an SVG, speedscope's JSON, or lines of ``outer;inner count``."""
 
+SUFFIXES: dict[Format, str] = {
+    "flamegraph": "svg",
+    "speedscope": "speedscope.json",
+    "folded": "folded",
+}
+"""How the name of a file in each format ends."""
+
 MOST_SECONDS = 300.0
 """The longest time that ``record`` looks for."""
 
