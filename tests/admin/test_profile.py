@@ -27,7 +27,7 @@ from loopscope.sentinel.pyspy import (
 )
 from tests.admin.test_listener import get, running
 from tests.e2e.running import Running, eventually
-from tests.e2e.test_workers import WORKERS, gunicorn, send
+from tests.e2e.test_workers import WORKERS, send, uvicorn
 from tests.sentinel import targets
 
 can_look = pytest.mark.skipif(
@@ -236,15 +236,20 @@ def test_the_busiest_of_several_is_meant_unless_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc").exists(), reason="workers are found by /proc")
 def test_every_worker_can_be_asked_for(tmp_path: Path) -> None:
     """Whichever of them answers; what they do when there is nothing to do is wait."""
-    with Running(gunicorn, tmp_path / "log") as server:
+    with Running(uvicorn, tmp_path / "log") as server:
         admin = f"http://127.0.0.1:{server.admin}"
-        send(server, 20, "/ready")
-        pids = {process.pid for process in server.workers}
-        assert len(pids) == WORKERS
-        for pid in pids:
+
+        def known() -> list[int]:
+            """The workers that have had a request, after one more."""
+            send(server, 1, "/ready")
+            status, _, body = get(admin + "/api/profile?worker=none")
+            assert status == 404
+            return [int(pid) for pid in body.partition(b": ")[2].split(b", ")]
+
+        assert eventually(lambda: len(known()) == WORKERS)
+        for pid in known():
             query = f"/api/profile?seconds=1&idle=1&format=folded&worker={pid}"
             status, headers, body = get(admin + query)
-            assert (status, b"uvicorn_worker" in body) == (200, True), body
+            assert (status, b"uvicorn/server.py" in body) == (200, True), body
             assert f"profile-{pid}.folded" in headers["content-disposition"]
         assert get(admin + f"/api/profile?worker={os.getpid()}")[0] == 404
-        assert {process.pid for process in server.workers} == pids
