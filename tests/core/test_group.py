@@ -18,6 +18,8 @@ from loopscope.core import group as group_module
 from loopscope.core.clock import Clock
 from loopscope.core.group import (
     ENDS,
+    STARTS,
+    WORKERS,
     Group,
     UnsafeDirectoryError,
     make_safe,
@@ -85,6 +87,13 @@ def ends(group: Group) -> dict[str, float]:
     return {how: value for (how,), (value,) in values(group.pages(), ENDS).items()}
 
 
+def published(group: Group, metric: Metric) -> float:
+    """What is said of the workers themselves, as of the latest look."""
+    (family,) = [family for family in group.families() if family.metric == metric]
+    (raw,) = family.rows.values()
+    return family.values(raw)[0]
+
+
 def names(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
@@ -141,6 +150,25 @@ def test_the_archive_outlives_generations(tmp_path: Path) -> None:
         assert done(group) == 6 * generation
     assert values(group.pages(), TIMES) == {(): [21, 42, 63, 157.5]}
     assert names(tmp_path) == {"archive", "lock"}
+
+
+def test_every_worker_that_started_is_counted_once(tmp_path: Path) -> None:
+    """Alive, dead or folded long ago, the one that asks included: beyond the first, restarts."""
+    group = group_in(tmp_path)
+    workers = [live(tmp_path), live(tmp_path)]
+    for started in (4, 6, 8):
+        killed(tmp_path)
+        closed(tmp_path)
+        for when in ("before folding", "after it"):
+            group.pages()
+            assert published(group, STARTS) == started + 1, when
+            assert published(group, WORKERS) == 3
+            group.fold()
+    for worker in workers:
+        worker.close()
+    group.pages()
+    assert published(group, STARTS) == 9
+    assert published(group, WORKERS) == 1
 
 
 def test_more_dead_than_can_be_in_memory_are_folded(

@@ -64,6 +64,11 @@ ENDS = Metric(
     "written down.",
     ("how",),
 )
+STARTS = Metric(
+    "loopscope_worker_starts_total",
+    "counter",
+    "Workers that have started: beyond as many as there should be, these are restarts.",
+)
 WORKERS = Metric("loopscope_workers", "gauge", "Workers that are alive.")
 SKIPPED = Metric(
     "loopscope_skipped_pages",
@@ -72,7 +77,7 @@ SKIPPED = Metric(
     ("reason",),
 )
 
-METRICS = (WORKERS, ENDS, SKIPPED)
+METRICS = (WORKERS, STARTS, ENDS, SKIPPED)
 
 SOCKET = ".sock"
 """What a worker's socket ends in, which is called like its page before that."""
@@ -114,6 +119,8 @@ class _Archive:
     head: bytes = b""
     page: ReadPage | None = None
     folded: frozenset[str] = frozenset()
+    ends: int = 0
+    """Workers that are in it."""
 
 
 def make_safe(directory: Path) -> None:
@@ -138,6 +145,8 @@ class Group:
         self.directory = directory
         self.alive = 0
         """Workers that were alive at the latest look, this one not counted."""
+        self.started = 0
+        """Workers that had ever started then, this one not counted."""
         self.has_dead = False
         """Whether there was something to fold then."""
         self.skipped: dict[str, int] = {}
@@ -175,6 +184,7 @@ class Group:
         archive = self._archive_or_none()
         pages = [page for path, page in found if path.name not in archive.folded]
         self.alive = sum(page.alive for page in pages)
+        self.started = len(pages) + archive.ends
         self.has_dead = not all(page.alive for _, page in found)
         self._forget_readers({path for path, _ in found})
         return pages if archive.page is None else [archive.page, *pages]
@@ -213,11 +223,14 @@ class Group:
     def families(self) -> list[Family]:
         """What there is to say of the workers themselves, as of the latest look."""
         workers = Family(WORKERS, ())
-        workers.put((), [float(self.alive + (self._own() is not None))])
+        us = self._own() is not None
+        workers.put((), [float(self.alive + us)])
+        starts = Family(STARTS, ())
+        starts.put((), [float(self.started + us)])
         skipped = Family(SKIPPED, SKIPPED.labels)
         for reason, count in self.skipped.items():
             skipped.put((reason,), [float(count)])
-        return [workers, skipped] if skipped.rows else [workers]
+        return [workers, starts, skipped] if skipped.rows else [workers, starts]
 
     def speak(self) -> None:
         """Say that this worker answers for all, until it ends. Raises ``OSError``."""
@@ -506,7 +519,8 @@ def _parsed(path: Path) -> _Archive:
     reader.update(buffer)
     names = (each.labels[0] for each in reader.series if each.metric.name == _FOLDED.name)
     folded = frozenset(name for name in names if name.endswith(SUFFIX) and os.sep not in name)
-    return _Archive(buffer[:HEADER_BYTES], ReadPage(reader, buffer, alive=False), folded)
+    page = ReadPage(reader, buffer, alive=False)
+    return _Archive(buffer[:HEADER_BYTES], page, folded, int(sum(_ends([page], []).values())))
 
 
 def _ends(old: Sequence[ReadPage], dead: Sequence[ReadPage]) -> dict[str, float]:
