@@ -11,12 +11,14 @@ from loopscope.core.metric import Metric
 from loopscope.sources import (
     awaits,
     cgroup,
+    exits,
     factory,
     gc,
     hangs,
     in_flight,
     itself,
     loop,
+    outside,
     process,
     requests,
     stalls,
@@ -43,6 +45,8 @@ SOURCES = (
     group,
     hangs,
     itself,
+    outside,
+    exits,
 )
 
 CATALOGUE: tuple[Metric, ...] = tuple(metric for source in SOURCES for metric in source.METRICS)

@@ -285,7 +285,7 @@ def test_figures_come_from_their_fields(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "nonsense", "1 2", "a b c", "7 (x)", "7 (x) S 1 2"])
 def test_books_that_make_no_sense_are_not_read(tmp_path: Path, text: str) -> None:
     """A file in another format gives nothing, rather than a wrong figure or an error."""
-    assert evidence._schedstat(text.encode()) is None
+    assert evidence.parse_schedstat(text.encode()) is None
     assert evidence._stat(text.encode()) == (None, None)
 
 

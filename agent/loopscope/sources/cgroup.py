@@ -82,10 +82,10 @@ def parse_statistics(text: str) -> tuple[float, float, float] | None:
         return None
 
 
-def find_statistics(root: Path) -> Path | None:
-    """The ``cpu.stat`` that accounts for this process' quota, or None. Raises nothing."""
+def find_statistics(root: Path, process: str = "self") -> Path | None:
+    """The ``cpu.stat`` that accounts for a process' quota, or None. Raises nothing."""
     mount = root / "sys/fs/cgroup"
-    places = candidate_places(_text(root / "proc/self/cgroup"))
+    places = candidate_places(_text(root / "proc" / process / "cgroup"))
     files = (mount / place / "cpu.stat" for place in places)
     return next((file for file in files if parse_statistics(_text(file)) is not None), None)
 

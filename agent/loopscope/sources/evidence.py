@@ -118,7 +118,7 @@ class ThreadClock:
         if self._number is not None:
             with suppress(OSError):
                 return time.clock_gettime_ns(self._number) / 1e9
-        figures = _schedstat(_text(f"/proc/self/task/{self._native_id}/schedstat"))
+        figures = parse_schedstat(_text(f"/proc/self/task/{self._native_id}/schedstat"))
         return figures[0] if figures else None
 
 
@@ -145,7 +145,7 @@ class Witness:
         own_switches = _own_switches()
         suspended = _suspended()
         cpu = self._clock.cpu()
-        scheduled = _schedstat(self._schedstat.read())  # from here on the GIL may be lost
+        scheduled = parse_schedstat(self._schedstat.read())  # from here on the GIL may be lost
         own_run_wait = self._own_run_wait()
         state, faults = _stat(self._stat.read())
         quota = parse_statistics(os.fsdecode(self._quota.read()))
@@ -166,7 +166,7 @@ class Witness:
     def brief(self) -> Moment:
         """What changes all the time: the schedules of both threads, at half the cost."""
         own_run_wait = self._own_run_wait()
-        scheduled = _schedstat(self._schedstat.read())
+        scheduled = parse_schedstat(self._schedstat.read())
         return Moment(
             at=time.perf_counter(),
             cpu=self._clock.cpu(),
@@ -193,7 +193,7 @@ class Witness:
             file.close()
 
     def _own_run_wait(self) -> float | None:
-        figures = _schedstat(self._own_schedstat.read())
+        figures = parse_schedstat(self._own_schedstat.read())
         return figures[1] if figures else None
 
 
@@ -362,7 +362,7 @@ def _suspended() -> float | None:
     return offset / 1e9
 
 
-def _schedstat(text: bytes) -> tuple[float, float, int] | None:
+def parse_schedstat(text: bytes) -> tuple[float, float, int] | None:
     """Seconds on a CPU, seconds waiting for one, times put on one; None if it says otherwise."""
     try:
         on, waiting, times = text.split()

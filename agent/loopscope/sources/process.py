@@ -128,21 +128,26 @@ def _can(read: Reading) -> bool:
     return True
 
 
-def open_fds_at_once() -> int | None:
-    """How many file descriptors are open, where that takes no listing of them all.
+def open_fds_at_once(process: str = "self") -> int | None:
+    """How many file descriptors a process has open, where that takes no listing of them all.
 
     Linux says so from 6.2 on: it is the size of the directory they are in, 0 before. Raises
     ``OSError`` without a /proc.
     """
     if sys.platform != "linux":
         return None
-    return os.stat("/proc/self/fd").st_size or None  # noqa: PTH116 - a Path would cost as much again
+    return os.stat(f"/proc/{process}/fd").st_size or None  # noqa: PTH116 - a Path would cost as much again
 
 
 def max_fds() -> float:
-    """The soft limit. From ``resource``, as psutil knows limits on Linux only.
-
-    No limit at all reads -1; taken as the unsigned number it is in C, it stays larger than any use.
-    """
+    """The soft limit. From ``resource``, as psutil knows limits on Linux only."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return unsigned_limit(soft)
+
+
+def unsigned_limit(soft: int) -> float:
+    """A limit as the unsigned number it is in C.
+
+    No limit at all reads -1; taken like this, it stays larger than any use.
+    """
     return float(soft % 2**64)
