@@ -154,7 +154,7 @@ def test_the_archive_outlives_generations(tmp_path: Path) -> None:
 
 def test_every_worker_that_started_is_counted_once(tmp_path: Path) -> None:
     """Alive, dead or folded long ago, the one that asks included: beyond the first, restarts."""
-    group = group_in(tmp_path)
+    group = Group(tmp_path, Clock(), own=lambda: tmp_path / "ours.page")
     workers = [live(tmp_path), live(tmp_path)]
     for started in (4, 6, 8):
         killed(tmp_path)

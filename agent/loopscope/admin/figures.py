@@ -56,7 +56,7 @@ class Pages(Protocol):
         """All families now."""
         ...
 
-    def stalls(self, order: Order, limit: int) -> list[Document]:
+    def stalls(self, order: Order, limit: int, /) -> list[Document]:
         """Stalls as ``/api/stalls`` lists them, those in progress first."""
         ...
 

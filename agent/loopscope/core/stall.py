@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 Order = Literal["newest", "longest", "lost"]
 ORDERS: tuple[str, ...] = get_args(Order)
@@ -115,13 +115,15 @@ def _is_stall(note: Mapping[str, Any]) -> bool:
 
 
 def _are_victims(victims: Any) -> bool:
-    return isinstance(victims, dict) and isinstance(victims.get("seconds"), int | float)
+    return isinstance(victims, dict) and isinstance(
+        cast("dict[str, Any]", victims).get("seconds"), int | float
+    )
 
 
 def _like(value: object) -> Any:
-    if value is None:
-        return dict | None
-    return int | float if isinstance(value, float) else type(value)
+    if isinstance(value, float):
+        return int | float
+    return (dict, type(None)) if value is None else type(value)
 
 
 def joined(stalls: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

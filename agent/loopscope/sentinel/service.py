@@ -29,7 +29,9 @@ from loopscope.core.stacks import UserCode
 from loopscope.core.stall import Order, in_order, joined, told
 from loopscope.sentinel.watch import Watch
 from loopscope.settings import Settings
+from loopscope.sources.exits import Exits
 from loopscope.sources.hangs import LOOKS, SENTINEL_CPU, SENTINEL_MEMORY
+from loopscope.sources.outside import WorkersView
 from loopscope.sources.stalls import IN_PROGRESS, STALL_SECONDS, STALLS
 
 Shown = dict[str, Any]
@@ -44,12 +46,15 @@ class Sentinel:
         self._group = Group(directory, self._clock, own=_nobody)
         self._notes = Notes(directory / f"sentinel-{os.getpid()}-{time.time_ns()}{NOTES}")
         self._process = psutil.Process()
+        self._exits = Exits()
+        self._outside = WorkersView(self._clock.now)
         self.watch = Watch(
             Group(directory, self._clock, own=_nobody),  # each is for one thread
             self._clock,
             UserCode(settings.code_roots),
             threshold=settings.stall_threshold,
             note=self._note,
+            on_workers=self._exits.follow,
         )
         self._pages = Bystander(
             self._group, self._clock, self._faults, amend=self._amend, stalls=self._stalls
@@ -70,6 +75,7 @@ class Sentinel:
         self._listener.stop()
         self._pages.close()
         self.watch.close()
+        self._exits.close()
         self._notes.close()
 
     def _note(self, stall: Mapping[str, Any]) -> None:
@@ -105,7 +111,8 @@ class Sentinel:
             spent = self._process.cpu_times()
             _add(known, SENTINEL_MEMORY, (), float(self._process.memory_info().rss))
             _add(known, SENTINEL_CPU, (), spent.user + spent.system)
-        return list(known.values())
+        workers = self._outside.families(self.watch.pids)
+        return [*known.values(), *workers, *self._exits.families()]
 
 
 def _nobody() -> None:

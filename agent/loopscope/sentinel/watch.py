@@ -52,7 +52,11 @@ Dump = Callable[..., list[SeenThread]]
 
 
 class Watch:
-    """Watches the workers of ``group``; ``note`` gets each record, again as it changes."""
+    """Watches the workers of ``group``. One thread, but for what says otherwise.
+
+    ``note`` gets each record, again as it changes; ``on_workers`` those that are alive by their
+    process ids, a few times a second. Stalls below ``threshold`` seconds are none.
+    """
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class Watch:
         *,
         threshold: float,
         note: Callable[[dict[str, Any]], None],
+        on_workers: Callable[[list[int]], None] = lambda _: None,
         look: Dump = dump,
     ) -> None:
         self.looks: Counter[str] = Counter()
@@ -74,6 +79,7 @@ class Watch:
         self._users = users
         self._threshold = threshold
         self._note = note
+        self._on_workers = on_workers
         self._dump = look
         self._over: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._ids = count(1)
@@ -90,6 +96,7 @@ class Watch:
             self._listed = now
             for heart in self._heartbeats.look_around(now):
                 self._lost(heart, now)
+            self._on_workers(self.pids)
         self._end_those_that_beat()
         if not is_late:
             for heart, loop, due in list(self._heartbeats.overdue(now, _CLOSE)):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import getattr_static
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 from loopscope.core.metric import Metric
 from loopscope.core.page import Page
@@ -68,7 +68,7 @@ def codes(endpoint: object) -> Iterator[CodeType]:
             return
         function = getattr(found, "__func__", found)
         if not hasattr(function, "__code__"):
-            function = getattr_static(type(found), "__call__", None)
+            function = getattr_static(cast("type[object]", type(found)), "__call__", None)
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType):
             yield code

@@ -224,7 +224,7 @@ def schedule(process: int, native_id: int) -> tuple[float, float, int] | None:
 
     None where there is no such thread, or the kernel does not say (Linux does).
     """
-    return _schedstat(_text(f"/proc/{process}/task/{native_id}/schedstat"))
+    return parse_schedstat(_text(f"/proc/{process}/task/{native_id}/schedstat"))
 
 
 def is_stopped(process: int) -> bool:
