@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -723,6 +724,47 @@ def grow_old(directory: Path) -> None:
         os.utime(path, (0, 0), follow_symlinks=False)
 
 
+def test_who_is_alive_is_told_by_number(tmp_path: Path) -> None:
+    """By what the page says; the dead, what is no page and oneself are left out."""
+    page, own = live(tmp_path), live(tmp_path)
+    assert page.path is not None
+    killed(tmp_path)
+    (tmp_path / "7-7.page").write_bytes(b"nothing")
+    group = Group(tmp_path, Clock(), own=lambda: own.path)
+    assert group.living() == {page.path: str(os.getpid())}
+    page.close()
+    assert group.living() == {}
+    own.close()
+
+
+def test_who_keeps_no_page_is_no_worker(tmp_path: Path) -> None:
+    """A bystander counts the workers, and not itself."""
+    page, group = live(tmp_path), group_in(tmp_path)
+    own = Group(tmp_path, Clock(), own=lambda: page.path)
+    for each in (group, own):
+        each.pages()
+        (workers, *_) = each.families()
+        assert [workers.values(raw) for raw in workers.rows.values()] == [[1.0]]
+    page.close()
+
+
+def test_a_dead_workers_socket_goes_with_its_page(tmp_path: Path) -> None:
+    """Also where whoever folded was killed in between; that of a living worker stays."""
+    page, dead = live(tmp_path), killed(tmp_path)
+    assert page.path is not None
+    for path in (page.path, dead, tmp_path / "7-7.page"):
+        leave_socket(path.with_suffix(".sock"))
+    group = group_in(tmp_path)
+    assert group.fold() == 1
+    assert {path.name for path in tmp_path.glob("*.sock")} == {f"{page.path.stem}.sock"}
+    page.close()
+
+
+def leave_socket(path: Path) -> None:
+    """What is left of a socket nobody listens on any more."""
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
 def test_a_deserted_directory_is_removed(tmp_path: Path) -> None:
     """With all that its workers have left, whatever state it was left in."""
     home = tmp_path / "home"
@@ -734,6 +776,7 @@ def test_a_deserted_directory_is_removed(tmp_path: Path) -> None:
     killed(home)
     (home / "archive.17.new").touch()
     (home / "1-2.page.new").touch()
+    leave_socket(home / "1-2.sock")
     assert not remove_if_deserted(home)
     grow_old(home)
     assert remove_if_deserted(home)
@@ -751,7 +794,7 @@ def test_a_directory_in_which_somebody_lives_stays(tmp_path: Path) -> None:
     page.close()
 
 
-@pytest.mark.parametrize("kind", ["file", "directory.page", "link.page"])
+@pytest.mark.parametrize("kind", ["file", "directory.page", "link.page", "socket"])
 def test_a_directory_that_holds_anything_else_stays(tmp_path: Path, kind: str) -> None:
     """Nothing is deleted then, not even what is ours."""
     home = tmp_path / "home"
@@ -761,6 +804,8 @@ def test_a_directory_that_holds_anything_else_stays(tmp_path: Path, kind: str) -
         path.touch()
     elif kind == "link.page":
         path.symlink_to(tmp_path)
+    elif kind == "socket":
+        leave_socket(path)
     else:
         path.mkdir()
     there = names(home)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -137,6 +138,54 @@ def speaks_again(server: Running, before: int) -> bool:
         return speaker(server).pid != before
     except ValueError:
         return False
+
+
+@contextmanager
+def frozen(workers: Iterable[psutil.Process]) -> Iterator[None]:
+    """None of them gets to run."""
+    with ExitStack() as stack:
+        for worker in workers:
+            worker.suspend()
+            stack.callback(worker.resume)
+        yield
+
+
+def test_requests_in_flight_are_those_of_all_workers(tmp_path: Path) -> None:
+    """Whoever answers lists what the others are at, each by its worker's number."""
+    with (
+        Running(gunicorn, tmp_path / "log", TMPDIR=str(tmp_path)) as server,
+        ExitStack() as streams,
+    ):
+        assert eventually(lambda: len(server.workers) == WORKERS)
+        for worker in server.workers:  # an idle server's first worker would get them all
+            with frozen(other for other in server.workers if other != worker):
+                connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+                streams.callback(connection.close)
+                connection.request("GET", "/stream")
+                assert connection.getresponse().status == 200
+        requests = server.scraper.get("/api/requests").json()["requests"]
+        found = {each["worker"] for each in requests if each["route"] == "/stream"}
+        assert found == {str(worker.pid) for worker in server.workers}
+
+
+def test_a_frozen_worker_is_named_silent_by_the_others(tmp_path: Path) -> None:
+    """The one that has the port goes on answering, and misses nobody once all run again."""
+    with Running(gunicorn, tmp_path / "log", TMPDIR=str(tmp_path)) as server:
+        send(server, 60, "/items/1")
+        assert server.becomes(WORKERS, "loopscope_workers")
+        answers = speaker(server).pid
+        other = next(worker for worker in server.workers if worker.pid != answers)
+
+        def silent() -> list[str]:
+            found: list[str] = server.scraper.get("/api/requests").json()["silent"]
+            return found
+
+        assert eventually(lambda: silent() == [])
+        with frozen([other]):
+            assert eventually(lambda: silent() == [str(other.pid)])
+            assert server.becomes(60, OUTCOMES, http_route="/items/{item}")
+        assert eventually(lambda: silent() == [])
+    assert not list(tmp_path.glob("loopscope-*/*/*.sock"))
 
 
 @pytest.mark.skipif(not can_isolate(), reason="needs the right to make namespaces")
