@@ -22,6 +22,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from _stats import Spread
 from _table import console, describe, machine, save, table
 
@@ -43,7 +45,12 @@ def main() -> int:
         )
         _copy(page, options.workers)
         with _alive(home):
+            before = _resident_mib()
             living = _scrapes(home, options.rounds)
+        console.print(
+            f"resident: {before:.0f} MiB before the first scrape,"
+            f" {_resident_mib():.0f} after the last\n"
+        )
         folded = _fold(home)
     _report({"all alive": living}, options.rounds)
     console.print(
@@ -183,6 +190,10 @@ def _fold(home: Path) -> dict[str, float]:
     began = time.perf_counter()
     pages = Group(home, Clock(), own=lambda: None).fold()
     return {"pages": pages, "wall_ms": (time.perf_counter() - began) * 1e3}
+
+
+def _resident_mib() -> float:
+    return psutil.Process().memory_info().rss / _MIB
 
 
 def _peak_mib() -> float:
