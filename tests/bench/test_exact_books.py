@@ -80,8 +80,8 @@ def test_an_exposition_is_read_without_what_is_left_out() -> None:
 
 def test_a_total_that_shrinks_or_vanishes_is_seen() -> None:
     """Growing ones and new ones are as they should be."""
-    before = Counter({("less", ()): 2, ("gone", ()): 1, ("more", ()): 1})
-    now = Counter({("less", ()): 1, ("more", ()): 2, ("new", ()): 1})
+    before: Counter[Sample] = Counter({("less", ()): 2, ("gone", ()): 1, ("more", ()): 1})
+    now: Counter[Sample] = Counter({("less", ()): 1, ("more", ()): 2, ("new", ()): 1})
     assert shrunk(before, now) == [("less", ()), ("gone", ())]
 
 
