@@ -14,6 +14,7 @@ from typing import Self
 import httpx
 import psutil
 
+from loopscope.core.guard import guardian
 from tests.harness import samples
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,7 @@ class Running:
         self.port, self.admin, self.log = free_port(), free_port(), log
         # what workers share is in a folder of its own, and gone with the test's
         listen = {"LOOPSCOPE_LISTEN": f"127.0.0.1:{self.admin}", "TMPDIR": str(log.parent)}
+        self._temporary = Path(environ.get("TMPDIR", log.parent))
         with log.open("wb") as said:
             self.process = subprocess.Popen(
                 command(self.port),
@@ -100,8 +102,15 @@ class Running:
         """The processes below the one that was started."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    @property
+    def sentinel(self) -> int:
+        """The process that watches the workers; 0 if there is none."""
+        found = (guardian(home.parent) for home in self._temporary.glob("loopscope-*/*/sentinel"))
+        return next(filter(None, found), 0)
+
     def count_from_here(self) -> None:
         """What is ``published`` from here on is only what is added to it."""
+        assert eventually(self._publishes), "nobody serves figures"
         self._before = self.scraper.get("/metrics").text
 
     def published(self, name: str, **labels: str) -> float:
@@ -139,6 +148,15 @@ class Running:
                     worker.kill()
         self.client.close()
         self.scraper.close()
+        if not eventually(lambda: not self.sentinel):
+            os.kill(self.sentinel, signal.SIGKILL)
+            raise AssertionError("the sentinel has outlived its workers")
+
+    def _publishes(self) -> bool:
+        try:
+            return self.scraper.get("/metrics").is_success
+        except httpx.TransportError:
+            return False
 
     def _is_ready(self) -> bool:
         if self.process.poll() is not None:

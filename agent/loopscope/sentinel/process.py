@@ -14,17 +14,21 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 from loopscope.core.guard import Guard
 from loopscope.sentinel.service import Sentinel
 from loopscope.settings import resolve
+from loopscope.sources.workers import has_server
 
 logger = logging.getLogger("loopscope")
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _PATIENCE = 0.5
 """Seconds without any worker after which there will be none: the one that started us was there."""
+_PATIENCE_WITH_SERVER = 5.0
+"""The same where their server is alive: it may be replacing them."""
 
 
 def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -49,20 +53,20 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     sentinel = Sentinel(settings.directory, settings)
     try:
         sentinel.start()
-        _watch(sentinel, stopping)
+        _watch(sentinel, settings.directory, stopping)
     finally:
         sentinel.stop()
         guard.close()
     return 0
 
 
-def _watch(sentinel: Sentinel, stopping: threading.Event) -> None:
+def _watch(sentinel: Sentinel, directory: Path, stopping: threading.Event) -> None:
     seen = time.monotonic()
     while not stopping.is_set():
         pause = sentinel.watch.round()
         now = time.monotonic()
         if sentinel.watch.has_workers:
             seen = now
-        elif now - seen > _PATIENCE:
+        elif now - seen > (_PATIENCE_WITH_SERVER if has_server(directory) else _PATIENCE):
             return
         stopping.wait(pause)

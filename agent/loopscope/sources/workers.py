@@ -77,10 +77,15 @@ def left_behind(home: Path) -> Iterator[Path]:
     Their workers may be alive. Raises ``OSError``.
     """
     for entry in islice(home.parent.iterdir(), _MOST_ENTRIES):
-        named = _NAME.fullmatch(entry.name)
         is_there = entry != home and not entry.is_symlink() and entry.is_dir()
-        if named is not None and is_there and not psutil.pid_exists(int(named[1])):
+        if is_there and _NAME.fullmatch(entry.name) and not has_server(entry):
             yield entry
+
+
+def has_server(home: Path) -> bool:
+    """Whether the process that the directory ``home`` goes by is there: it may start workers."""
+    named = _NAME.fullmatch(home.name)
+    return named is not None and psutil.pid_exists(int(named[1]))
 
 
 def _sockets(pid: int) -> set[str]:
