@@ -10,6 +10,10 @@ killed just then may leave the process stopped, for the kernel delivers the stop
 to report. So whoever kills it looks first whether it was attached, and lets the process go on then;
 which would be wrong if somebody else had stopped it, so one that is stopped is not attached to.
 
+What is read while it changes may make no sense, and then py-spy gives up: of a process that is busy
+with Python code on several threads every fifth look was seen to fail so. The next one mostly does
+not, so there are a few.
+
 What it writes comes through a pipe, profiles included: no file, so none that could stay behind.
 """
 
@@ -67,11 +71,19 @@ _RAW = {"folded": "raw"}
 _EMPTY = b'"profiles":[]'
 """Among the first bytes of a profile for speedscope in which nothing is."""
 _HEAD = 256
+_TRIES = 5
+"""Looks at a process that changes while it is looked at."""
+_TORN = ("failed to get stack traces", "failed to find a python interpreter")
+"""What py-spy complains of then."""
 _REFUSED = ("permission denied", "operation not permitted")
 
 
 class PySpyError(Exception):
     """py-spy could not do it: not installed, too slow, or a Python it does not know."""
+
+
+class _TornError(PySpyError):
+    """What was read made no sense, as the process went on meanwhile."""
 
 
 class GoneError(PySpyError):
@@ -113,12 +125,12 @@ def dump(pid: int, *, native: bool = False, timeout: float = 2.0) -> list[SeenTh
     With ``native``, frames of C code too, for which the process stands still meanwhile.
     ``timeout`` is in seconds. Raises ``GoneError``, ``NotAllowedError`` or ``PySpyError``.
     """
-    how = "--native" if native else "--nonblocking"
-    printed = _Look(pid, native, timeout, _MOST_DUMP).printed(["dump", "--json", how])
-    try:
-        return [_thread(each) for each in json.loads(printed)]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PySpyError(f"what py-spy said of process {pid} cannot be understood") from error
+    asked = ["dump", "--json", "--native" if native else "--nonblocking"]
+    until = time.monotonic() + timeout
+    for _ in range(_TRIES - 1):
+        with suppress(_TornError):
+            return _threads(pid, _Look(pid, native, until, _MOST_DUMP).printed(asked))
+    return _threads(pid, _Look(pid, native, until, _MOST_DUMP).printed(asked))
 
 
 def record(
@@ -150,8 +162,8 @@ def record(
     asked += ["--duration", str(whole), "--native" if native else "--nonblocking"]
     flags = (("--idle", idle), ("--gil", gil), ("--subprocesses", subprocesses))
     asked += [flag for flag, is_set in flags if is_set]
-    look = _Look(pid, native, whole + _LEEWAY, _MOST_RECORD, is_wanted)
-    body = look.written(asked)
+    until = time.monotonic() + whole + _LEEWAY
+    body = _Look(pid, native, until, _MOST_RECORD, is_wanted).written(asked)
     if not body or _EMPTY in body[:_HEAD]:
         raise _nothing_seen(pid)
     return body
@@ -170,19 +182,23 @@ def executable() -> str:
 
 
 class _Look:
-    """One run of py-spy at process ``pid``, with an end to its time and to its output."""
+    """One run of py-spy at process ``pid``, with an end to its time and to its output.
+
+    ``until`` is of the monotonic clock, ``most`` in bytes.
+    """
 
     def __init__(
         self,
         pid: int,
         attaches: bool,
-        timeout: float,
+        until: float,
         most: int,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self._pid = pid
         self._attaches = attaches
-        self._timeout = timeout
+        self._began = time.monotonic()
+        self._until = until
         self._most = most
         self._is_wanted = is_wanted
 
@@ -242,17 +258,15 @@ class _Look:
 
     def _read(self, output: int, errors: int) -> tuple[bytes, bytes]:
         """All that comes, until both are closed. Raises ``PySpyError`` where it is too much."""
-        until = time.monotonic() + self._timeout
         body, complaint = bytearray(), bytearray()
         with selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
             selector.register(errors, selectors.EVENT_READ)
             while selector.get_map():
-                left = until - time.monotonic()
+                left = self._until - time.monotonic()
                 if left <= 0:
-                    raise PySpyError(
-                        f"py-spy took longer than {self._timeout:g} s at process {self._pid}"
-                    )
+                    took = time.monotonic() - self._began
+                    raise PySpyError(f"py-spy took {took:.1f} s at process {self._pid}: too long")
                 if not self._is_wanted():
                     raise PySpyError("nobody waits for it any more")
                 for key, _ in selector.select(min(left, _POLL)):
@@ -286,13 +300,21 @@ class _Look:
         if "No stack counts found" in complaint:
             return _nothing_seen(self._pid)
         said = _in_one_line(complaint) or f"it ended with code {code}"
-        return PySpyError(f"py-spy cannot look into process {self._pid}: {said}")
+        kind = _TornError if any(words in said.lower() for words in _TORN) else PySpyError
+        return kind(f"py-spy cannot look into process {self._pid}: {said}")
 
 
 def _nothing_seen(pid: int) -> NothingSeenError:
     return NothingSeenError(
         f"process {pid} did nothing of what was asked for; ask for idle threads to see its waiting"
     )
+
+
+def _threads(pid: int, printed: bytes) -> list[SeenThread]:
+    try:
+        return [_thread(each) for each in json.loads(printed)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PySpyError(f"what py-spy said of process {pid} cannot be understood") from error
 
 
 def _thread(seen: dict[str, Any]) -> SeenThread:
