@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -14,7 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from loopscope import Loopscope, metrics_app
 from loopscope.admin import profile
 from loopscope.admin.profile import busiest
 from loopscope.sentinel.pyspy import (
@@ -28,6 +32,7 @@ from loopscope.sentinel.pyspy import (
 from tests.admin.test_listener import get, running
 from tests.e2e.running import Running, eventually
 from tests.e2e.test_workers import WORKERS, send, uvicorn
+from tests.harness import Server, call
 from tests.sentinel import targets
 
 can_look = pytest.mark.skipif(
@@ -193,6 +198,18 @@ def test_a_refused_child_is_allowed_by_its_parent(
     recorded(failing(NotAllowedError("ancestors only")))
     assert get(running() + "/api/profile")[0] == 200
     assert allowed == [os.getpid()]
+
+
+def test_a_service_may_serve_it_itself(recorded: Callable[[Record], None]) -> None:
+    """Nothing of it blocks the service's own loop, which our tests would not let pass."""
+    recorded(failing())
+
+    async def ask() -> Server:
+        app = Loopscope(Starlette(routes=[Mount("/ops", metrics_app())]))
+        return await call(app, "/ops/api/profile", query_string=b"format=folded")
+
+    answer = asyncio.run(ask())
+    assert (answer.status, answer.body) == (200, b"a;b 1\n")
 
 
 def test_a_token_guards_it() -> None:

@@ -22,6 +22,7 @@ from loopscope.sentinel.pyspy import (
     FORMATS,
     Format,
     GoneError,
+    NotAllowedError,
     NothingSeenError,
     PySpyError,
     SeenThread,
@@ -136,6 +137,24 @@ def test_a_process_runs_on_when_its_tracer_is_killed(
         dump(busy, native=True, timeout=2.0)
     before = sum(psutil.Process(busy).cpu_times()[:2])
     assert eventually(lambda: sum(psutil.Process(busy).cpu_times()[:2]) > before)
+
+
+ATTACHES = ATTACHES_AND_HANGS.replace("time.sleep", "print('attached', flush=True); time.sleep")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="about Linux' ptrace")
+def test_a_debugger_is_in_the_way_of_native_frames_only(busy: int) -> None:
+    """There can be one tracer, and it is named; reading goes on beside it."""
+    command = [sys.executable, "-c", ATTACHES, str(busy)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as debugger:
+        try:
+            assert debugger.stdout is not None
+            assert debugger.stdout.readline() == "attached\n"
+            with pytest.raises(NotAllowedError, match=f"process {debugger.pid} is attached to it"):
+                dump(busy, native=True, timeout=30)
+            assert dump(busy, timeout=30)
+        finally:
+            debugger.kill()
 
 
 def test_a_process_that_is_gone_is_said_to_be(busy: int) -> None:

@@ -29,6 +29,7 @@ NO_REASON = Standing(
         ({"scope": 2}, ("ptrace_scope is 2", "--cap-add SYS_PTRACE", "add: [SYS_PTRACE]")),
         ({"scope": 1}, ("ptrace_scope is 1", "kernel.yama.ptrace_scope=0", "SYS_PTRACE")),
         ({"scope": 1, "their_user": 0}, ("belongs to user 0", "this is user 1000")),
+        ({"tracer": 99, "is_capable": True}, ("process 99 is attached to it already",)),
         ({"is_dumpable": False}, ("not dumpable", "PR_SET_DUMPABLE", "user 1000")),
         ({"exceeds_us": True}, ("has capabilities that this process lacks",)),
         ({"is_filtered": True}, ("seccomp", "process_vm_readv", "--cap-add SYS_PTRACE")),

@@ -296,7 +296,7 @@ class _Look:
         if _state(self._pid) == psutil.STATUS_DEAD:
             return GoneError(f"process {self._pid} has ended")
         if any(words in complaint.lower() for words in _REFUSED):
-            return NotAllowedError(reason(self._pid))
+            return NotAllowedError(reason(self._pid, attaches=self._attaches))
         if "No stack counts found" in complaint:
             return _nothing_seen(self._pid)
         said = _in_one_line(complaint) or f"it ended with code {code}"
@@ -313,7 +313,7 @@ def _nothing_seen(pid: int) -> NothingSeenError:
 def _threads(pid: int, printed: bytes) -> list[SeenThread]:
     try:
         return [_thread(each) for each in json.loads(printed)]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PySpyError(f"what py-spy said of process {pid} cannot be understood") from error
 
 

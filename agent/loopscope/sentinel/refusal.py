@@ -43,15 +43,20 @@ class Standing:
     is_dumpable: bool
     exceeds_us: bool
     """Whether the process has capabilities that we have not."""
+    tracer: int = 0
+    """Who is attached to it, where that is in the way."""
     unreadable: str = ""
     """The process' program, where this is a file that we may not read."""
 
 
-def reason(pid: int) -> str:
-    """One sentence: why process ``pid`` may not be looked into, and what to do about it."""
+def reason(pid: int, *, attaches: bool = False) -> str:
+    """One sentence: why process ``pid`` may not be looked into, and what to do about it.
+
+    ``attaches``: we would have stopped it for that, as debuggers do, and not only have read.
+    """
     if sys.platform == "darwin":
         return f"macOS lets only root look into process {pid}; run this with sudo"
-    return judged(standing(pid))
+    return judged(standing(pid, attaches=attaches))
 
 
 def judged(found: Standing) -> str:
@@ -60,6 +65,8 @@ def judged(found: Standing) -> str:
 
 
 def _cause(found: Standing) -> str:
+    if found.tracer:
+        return f"process {found.tracer} is attached to it already, and only one can be; end that"
     if found.scope >= 3:
         return (
             "kernel.yama.ptrace_scope is 3, which allows it to nobody until the machine boots with "
@@ -108,7 +115,7 @@ def _cause_despite_capability(found: Standing) -> str:
     )
 
 
-def standing(pid: int) -> Standing:
+def standing(pid: int, *, attaches: bool = False) -> Standing:
     """What ``/proc`` says; what it does not say is taken to be harmless."""
     ours, theirs = _status(_PROC / "self/status"), _status(_PROC / str(pid) / "status")
     our_capabilities = int(ours.get("CapEff", "0"), 16)
@@ -122,6 +129,7 @@ def standing(pid: int) -> Standing:
         their_user=their_user,
         is_dumpable=their_user is None or _owner(pid) in (None, their_user),
         exceeds_us=bool(int(theirs.get("CapPrm", "0"), 16) & ~int(ours.get("CapPrm", "0"), 16)),
+        tracer=int(theirs.get("TracerPid", "0")) if attaches else 0,
         unreadable=_unreadable_program(pid),
     )
 
