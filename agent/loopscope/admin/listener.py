@@ -195,10 +195,13 @@ class AdminListener:
 
     async def _keep(self, keeper: Keeper, stop: asyncio.Event) -> None:
         """See that there is a sentinel, until it is time to leave or there will be none."""
-        while not stop.is_set() and not keeper.is_hopeless:
-            keeper.look()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _RETRY)
+        try:
+            while not stop.is_set() and not keeper.is_hopeless:
+                keeper.look()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), _RETRY)
+        finally:
+            keeper.close()
 
     async def _answer_siblings(self, doors: AsyncExitStack) -> None:
         """Let the other workers ask for what only this one knows, until ``doors`` close."""

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from loopscope.core.guard import Guard, guardian
@@ -22,6 +23,8 @@ logger = logging.getLogger("loopscope")
 
 _MOST_FAILURES = 3
 """Attempts in a row that came to nothing, after which there are no more."""
+_SETTLING = 2.0
+"""Seconds that one may take to become nobody's child, at most."""
 
 
 class Keeper:
@@ -57,6 +60,13 @@ class Keeper:
             self._why = str(error)
         if self.is_hopeless and not self._has_complained:
             self._complain()
+
+    def close(self) -> None:
+        """Leave the sentinel to the others; it ends by itself if there are none."""
+        started, self._started = self._started, None
+        if started is not None:
+            with suppress(subprocess.TimeoutExpired):
+                started.wait(_SETTLING)
 
     def _start(self) -> None:
         """Start one, unless another worker is just at it. Raises ``OSError``."""
