@@ -12,10 +12,10 @@ from loopscope.core.page import Labels, Page, PageReader
 IN_USE = Metric("in_use", "gauge", "In use.", ("pool", "kind"), fullest=("listener",))
 
 
-def worker(values: dict[Labels, float]) -> ReadPage:
+def worker(values: dict[Labels, float], metric: Metric = IN_USE) -> ReadPage:
     page = Page.anonymous(Clock(), capacity=1 << 16)
     for labels, value in values.items():
-        page.slots[page.allocate(IN_USE, labels)] = value
+        page.slots[page.allocate(metric, labels)] = value
     reader = PageReader()
     reader.update(page.view)
     return ReadPage(reader, page.view, "1")
@@ -37,6 +37,19 @@ def test_another_label_of_that_value_changes_nothing() -> None:
     """A pool may be called what it likes."""
     pool = ("listener", "db.asyncpg")
     assert merged(worker({pool: 2.0}), worker({pool: 3.0})) == {pool: 5}
+
+
+def test_what_all_workers_read_at_one_place_is_not_added_up() -> None:
+    """Four workers of a group of which the quota was used up twice do not make that eight."""
+    throttled = Metric("throttled_total", "counter", "Throttled.", is_shared=True)
+    pages = [worker({(): times}, throttled) for times in (2.0, 3.0, 2.0)]
+    assert merged(*pages) == {(): 3.0}
+
+
+def test_only_counters_are_shared() -> None:
+    """A gauge that all workers share says so by its label."""
+    with pytest.raises(ValueError, match="only counters"):
+        Metric("throttled", "gauge", "Throttled.", is_shared=True)
 
 
 def test_only_a_gauge_with_labels_can_be_of_the_fullest() -> None:

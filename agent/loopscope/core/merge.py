@@ -2,9 +2,10 @@
 
 Counters, histograms and ordinary gauges are added up. Gauges that mean something per worker only
 (``Metric.per_worker``) keep apart by a ``worker`` label, as soon as there may be several workers.
-Of what all workers share, or have to themselves up to a limit (``Metric.fullest``), the largest
-value counts: five workers that see one queue of seven do not see 35. Gauges whose name begins with
-an underscore are what pages tell those who know to ask; they are in no family.
+Of what all workers share (``Metric.is_shared``), or have to themselves up to a limit
+(``Metric.fullest``), the largest value counts: five workers that see one queue of seven do not see
+35. Gauges whose name begins with an underscore are what pages tell those who know to ask; they are
+in no family.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def _shape(metric: Metric) -> object:
 
 def _together(series: Series, known: Raw, raw: bytes) -> Raw:
     """What a row that is ``known`` becomes with one more writer's ``raw``."""
-    if series.metric.fullest and series.labels[-1] in series.metric.fullest:
+    metric = series.metric
+    if metric.is_shared or (metric.fullest and series.labels[-1] in metric.fullest):
         return max(known, (raw,), key=lambda each: _numbers(each[0]))
     return (*known, raw)
 

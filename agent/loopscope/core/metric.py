@@ -45,6 +45,7 @@ class Metric:
     would mean nothing, so that readers of several pages add a ``worker`` label instead. ``fullest``
     are values of a gauge's last label under which workers are not added up either: the largest
     counts, be it because all of them share one thing or because each has a limit of its own.
+    ``is_shared`` marks counters that all workers read at the same place: again the largest counts.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Metric:
     bounds: tuple[float, ...] = ()
     per_worker: bool = False
     fullest: tuple[str, ...] = ()
+    is_shared: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -67,6 +69,8 @@ class Metric:
             raise ValueError(f"{self.name}: bounds must ascend without repeating: {self.bounds}")
         if self.fullest and (self.kind != "gauge" or not self.labels):
             raise ValueError(f"{self.name}: only gauges with labels have a fullest")
+        if self.is_shared and self.kind != "counter":
+            raise ValueError(f"{self.name}: only counters are shared")
         if (self.kind == "counter") != self.name.endswith("_total"):
             raise ValueError(f"{self.name}: counters, and nothing else, end in _total")
 

@@ -19,18 +19,23 @@ from loopscope.core.metric import Metric
 from loopscope.core.page import Page
 
 PERIODS = Metric(
-    "loopscope_cgroup_cpu_periods_total", "counter", "Enforcement periods of the CPU quota."
+    "loopscope_cgroup_cpu_periods_total",
+    "counter",
+    "Enforcement periods of the CPU quota.",
+    is_shared=True,
 )
 THROTTLED_PERIODS = Metric(
     "loopscope_cgroup_cpu_throttled_periods_total",
     "counter",
     "Enforcement periods in which the quota was used up.",
+    is_shared=True,
 )
 THROTTLED = Metric(
     "loopscope_cgroup_cpu_throttled_seconds_total",
     "counter",
     "Time the quota kept the group off the CPUs.",
     unit="seconds",
+    is_shared=True,
 )
 
 METRICS = (PERIODS, THROTTLED_PERIODS, THROTTLED)
