@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import psutil
@@ -37,10 +36,11 @@ from loopscope.core.notes import Notes
 from loopscope.core.page import Page, PageFullError, PageReader
 from loopscope.core.stacks import UserCode
 from loopscope.core.stall import Order, Stall, as_json, in_order, joined, told
+from loopscope.exporters.carried import NOTHING, Carried, Exemplars
 from loopscope.exporters.leak_log import LeakLog
 from loopscope.exporters.log import StallLog
 from loopscope.exporters.profile import BlockingProfile
-from loopscope.exporters.prometheus import Exemplars, MetricsPage
+from loopscope.exporters.prometheus import MetricsPage
 from loopscope.exporters.traces import TraceExporter, make_tracer, provided_tracer
 from loopscope.settings import Settings
 from loopscope.sources.awaits import AwaitsSource, AwaitTable
@@ -455,16 +455,14 @@ class Agent:
         """WebSocket sessions under way, on all loops. Safe from any thread."""
         return [session for r in self._recorders for session in list(r.websockets.active)]
 
-    def render(
-        self, accept: str, exemplars: Exemplars = MappingProxyType({})
-    ) -> tuple[list[bytes], str]:
-        """Body, in pieces, and content type of ``/metrics``, with others' ``exemplars`` as well.
+    def render(self, accept: str, carried: Carried = NOTHING) -> tuple[list[bytes], str]:
+        """Body, in pieces, and content type of ``/metrics``, with what other workers told for it.
 
         Not for an event loop's thread.
         """
         with self._lock:
             wall, cpu = time.perf_counter(), time.thread_time()
-            page = self._metrics_page.render(accept, exemplars)
+            page = self._metrics_page.render(accept, carried)
             self.itself.scraped(time.perf_counter() - wall, time.thread_time() - cpu)
             return page
 

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+from prometheus_client import Counter, Histogram
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -47,6 +48,8 @@ async def holds(request: Request) -> Response:
 
 
 async def live(directory: str) -> None:
+    Counter("shop_sold", "Things sold.", ["kind"]).labels("book").inc(3)
+    Histogram("shop_price", "What they cost.").observe(0.5)
     routes = [Route(f"/{each.__name__}", each) for each in (sequence, computes, holds)]
     app: Any = Loopscope(Starlette(routes=routes), directory=directory)
     for path in ("/sequence",) * SEQUENCES + ("/computes",):

@@ -21,7 +21,7 @@ import pytest
 from loopscope import Loopscope
 from loopscope.admin import siblings
 from loopscope.admin.bystander import Bystander
-from loopscope.admin.figures import Figures
+from loopscope.admin.figures import Figures, of_worker
 from loopscope.admin.listener import AdminListener
 from loopscope.admin.siblings import Siblings, Told
 from loopscope.agent import current_agent, stop_agent
@@ -205,24 +205,40 @@ def test_exemplars_of_a_worker_are_published_by_whoever_answers(figures: Figures
     assert lines[-1] == "# EOF"
 
 
-def test_exemplars_are_asked_for_only_where_they_can_be_published(
-    figures: Figures, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_the_services_own_metrics_are_published_worker_by_worker(
+    figures: Figures, pair: list[Worker], accept: str
 ) -> None:
-    """A scrape in Prometheus' own format asks nobody anything."""
-    asked: list[str] = []
+    """Nobody but the service knows how to add them up; what we publish ourselves is left out."""
+    text = b"".join(figures.metrics(accept)[0]).decode()
+    sold = list(samples(text, "shop_sold_total", {"kind": "book"}))
+    assert {each.labels["worker"]: each.value for each in sold} == {each.name: 3.0 for each in pair}
+    (count, *_) = samples(text, "shop_price_count", {"worker": pair[0].name})
+    assert count.value == 1
+    assert text.count("# TYPE process_resident_memory_bytes ") == 1
+    assert text.count("# EOF") == (accept == OPENMETRICS)
+
+
+def test_exemplars_are_asked_for_only_where_they_can_be_published(
+    figures: Figures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A scrape in Prometheus' own format costs a worker's siblings nothing."""
+    asked: list[Any] = []
 
     def ask(self: Siblings, part: str, parameters: Any) -> Told:
-        asked.append(part)
+        asked.append((part, *parameters))
         return Told()
 
     monkeypatch.setattr(Siblings, "ask", ask)
-    body, _ = figures.metrics("")
+    serve(tmp_path)
+    agent = current_agent()
+    assert agent is not None
+    worker = of_worker(agent)
+    worker.metrics("")
     assert asked == []
-    text = b"".join(body).decode()
-    (alive,) = samples(text, "loopscope_workers", {})
-    assert alive.value == 2
-    figures.metrics(OPENMETRICS)
-    assert asked == ["exemplars"]
+    worker.metrics(OPENMETRICS)
+    figures.metrics("")
+    assert asked == [("page", "exemplars"), ("page", "users")]
 
 
 def test_a_frozen_worker_is_named_and_costs_its_time_once(

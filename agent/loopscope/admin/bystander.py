@@ -1,8 +1,7 @@
 """The pages of a group as somebody reads them who is none of its workers and has no agent.
 
 For a process of its own that serves ``Figures``: it has all that workers have written down, and
-asks them for the rest. A service's own prometheus_client metrics are in no page; as long as workers
-are not asked for them, only a worker publishes them.
+asks them for the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from loopscope.core.faults import Faults
 from loopscope.core.group import Group
 from loopscope.core.merge import Family
 from loopscope.core.stall import Order
-from loopscope.exporters.prometheus import Exemplars, MetricsPage
+from loopscope.exporters.carried import Carried
+from loopscope.exporters.prometheus import MetricsPage
 
 Stalls = Callable[[Order, int], list[dict[str, Any]]]
 
@@ -52,10 +52,10 @@ class Bystander:
         self._lock = threading.Lock()
         self._metrics_page = MetricsPage(self._families)
 
-    def render(self, accept: str, exemplars: Exemplars) -> tuple[list[bytes], str]:
-        """Body, in pieces, and content type of ``/metrics``, with workers' ``exemplars``."""
+    def render(self, accept: str, carried: Carried) -> tuple[list[bytes], str]:
+        """Body, in pieces, and content type of ``/metrics``, with what workers told for it."""
         with self._lock:
-            return self._metrics_page.render(accept, exemplars)
+            return self._metrics_page.render(accept, carried)
 
     def snapshot(self) -> list[Family]:
         """All families now."""

@@ -27,8 +27,9 @@ from loopscope.agent import Agent
 from loopscope.core.clock import Clock
 from loopscope.core.merge import Family
 from loopscope.core.stall import Order
+from loopscope.exporters.carried import Carried, Described, Exemplars, newest
 from loopscope.exporters.profile import UNTOLD, BlockingProfile, wall_clock
-from loopscope.exporters.prometheus import Exemplars, is_openmetrics, newest
+from loopscope.exporters.prometheus import is_openmetrics
 
 Document = dict[str, Any]
 _Held = tuple[str, tuple[str, ...], float]
@@ -48,8 +49,8 @@ class Pages(Protocol):
         """One thread, and the only one in which anything else here is called."""
         ...
 
-    def render(self, accept: str, exemplars: Exemplars, /) -> tuple[list[bytes], str]:
-        """Body, in pieces, and content type of ``/metrics``; ``exemplars`` are others'."""
+    def render(self, accept: str, carried: Carried, /) -> tuple[list[bytes], str]:
+        """Body, in pieces, and content type of ``/metrics``, with what workers told for it."""
         ...
 
     def snapshot(self) -> list[Family]:
@@ -93,10 +94,18 @@ class Figures:
 
     def metrics(self, accept: str) -> tuple[list[bytes], str]:
         """Body, in pieces, and content type of ``/metrics`` for an ``Accept`` header."""
-        others = Told()
-        if self._siblings is not None and is_openmetrics(accept):
-            others = self._siblings.ask("exemplars", {})
-        return self._pages.render(accept, newest(others.read(_exemplars)))
+        asked: dict[str, str] = {}
+        if is_openmetrics(accept):
+            asked["exemplars"] = "yes"
+        if self._own is None:  # a worker publishes what the service has in this process
+            asked["users"] = "yes"
+        told = Told()
+        if self._siblings is not None and asked:
+            told = self._siblings.ask("page", asked)
+        pages = told.read(_Page)
+        users = [(page.worker, page.users) for page in pages if page.users]
+        exemplars = newest(page.exemplars for page in pages)
+        return self._pages.render(accept, Carried(exemplars, users))
 
     def snapshot(self) -> Document:
         """``/api/snapshot``."""
@@ -181,6 +190,18 @@ class _Times:
         self.total = {str(route): float(each) for route, each in answer["total"].items()}
 
 
+class _Page:
+    """One worker's part of ``/metrics``. Raises what reading a document raises."""
+
+    def __init__(self, answer: Document) -> None:
+        self.worker = str(answer["worker"])
+        self.users: Described = [
+            [*map(str, words), [[str(name), dict(labels), float(n)] for name, labels, n in samples]]
+            for *words, samples in answer["users"]
+        ]
+        self.exemplars = _exemplars(answer["exemplars"])
+
+
 def _held(stacks: Iterable[tuple[Any, Any, Any]]) -> list[_Held]:
     return [(str(root), tuple(map(str, stack)), float(each)) for root, stack, each in stacks]
 
@@ -194,7 +215,7 @@ def _requests(answer: Document) -> tuple[int, list[Document]]:
     return int(answer["in_flight"]), [each | {"age_s": float(each["age_s"])} for each in requests]
 
 
-def _exemplars(answer: Document) -> Exemplars:
+def _exemplars(several: Iterable[tuple[Any, ...]]) -> Exemplars:
     return {
         (str(metric), tuple(map(str, labels)), int(bucket)): (
             float(value),
@@ -202,7 +223,7 @@ def _exemplars(answer: Document) -> Exemplars:
             int(trace_id),
             int(span_id),
         )
-        for metric, labels, bucket, value, moment, trace_id, span_id in answer["exemplars"]
+        for metric, labels, bucket, value, moment, trace_id, span_id in several
     }
 
 

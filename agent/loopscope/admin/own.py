@@ -12,17 +12,21 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prometheus_client import REGISTRY
+
 from loopscope.admin.awaits import sequences
 from loopscope.admin.pools import held
 from loopscope.admin.requests import listed
 from loopscope.agent import Agent
 from loopscope.core.merge import Family
 from loopscope.core.phases import AFTERWARDS, LOOP_RUN
+from loopscope.exporters.carried import Described, described
 from loopscope.sources.requests import PHASE
 
 Document = dict[str, Any]
 Asked = Mapping[str, str]
-"""Query parameters: ``limit``, a number, and ``route``, where only one is of interest."""
+"""Query parameters: ``limit``, a number, ``route``, where only one is of interest, and whatever
+says by being there that it is wanted."""
 
 
 class UnknownPartError(LookupError):
@@ -41,7 +45,7 @@ class Own:
             "sequences": self._sequences,
             "blocking": self._blocking,
             "time": self._time,
-            "exemplars": self._exemplars,
+            "page": self._page,
         }
 
     def tell(self, part: str, asked: Asked) -> Document:
@@ -86,10 +90,28 @@ class Own:
             "total": total,
         }
 
-    def _exemplars(self, asked: Asked) -> Document:
-        """``{"exemplars": [[metric, [label], bucket, value, unix_s, trace_id, span_id]]}``."""
-        exemplars = self._agent.exemplars().items()
-        return {"exemplars": [[*key, *exemplar] for key, exemplar in exemplars]}
+    def _page(self, asked: Asked) -> Document:
+        """For ``/metrics``, each as far as it is asked for.
+
+        ``{"worker", "exemplars": [[metric, [label], bucket, value, unix_s, trace_id, span_id]],
+        "users": [the service's own families, see exporters.carried]}``
+        """
+        exemplars = self._agent.exemplars().items() if "exemplars" in asked else ()
+        return {
+            "worker": self.worker,
+            "exemplars": [[*key, *exemplar] for key, exemplar in exemplars],
+            "users": self._users() if "users" in asked else [],
+        }
+
+    def _users(self) -> Described:
+        """The service's own metrics, if they are to be published and its collectors let us."""
+        if not self._agent.settings.user_metrics:
+            return []
+        try:
+            return described(REGISTRY)
+        except Exception as error:
+            self._agent.faults.report("admin", error)
+            return []
 
 
 def seconds_by_route(

@@ -213,11 +213,14 @@ class Group:
     def living(self) -> dict[Path, str]:
         """The pages of the others that are alive, and these workers' numbers: a look of its own."""
         found: dict[Path, str] = {}
+        skipped = self.skipped
+        self.skipped = {}
         for path in self._paths():
             with self._opened(path) as file:
                 if file is not None and not _is_free(file):
-                    with suppress(OSError, PageError):  # what is wrong with it, `pages` says
+                    with suppress(OSError, PageError):
                         found[path] = str(read_header(os.pread(file, HEADER_BYTES, 0), LARGEST).pid)
+        self.skipped = skipped  # what is wrong with the others, the latest look at all has said
         return found
 
     def families(self) -> list[Family]:

@@ -503,7 +503,7 @@ def _metric_from(key: dict[str, Any]) -> Metric:
             bounds=tuple(map(float, _array(key["bounds"]))),
             per_worker=bool(key["per_worker"]),
             fullest=tuple(map(_text, _array(key["fullest"]))),
-            is_shared=bool(key.get("is_shared", False)),
+            is_shared=bool(key["is_shared"]),
         )
     except (TypeError, ValueError, LookupError, OverflowError) as error:
         raise PageError("corrupt", f"declaration {brief(key)}: {error}") from error

@@ -7,8 +7,7 @@ an ordinary custom collector and may be registered anywhere. The page renders ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -23,14 +22,9 @@ from prometheus_client.registry import Collector
 from loopscope.core.histogram import cumulate
 from loopscope.core.merge import Family
 from loopscope.core.page import Labels
+from loopscope.exporters.carried import NOTHING, Carried, Exemplars, SideBySide, newest
 from loopscope.exporters.exposition import Exposition, bounds_as_text
 
-Exemplar = tuple[float, float, int, int]
-"""Observed value, Unix time, trace id, span id."""
-Exemplars = Mapping[tuple[str, Labels, int], Exemplar]
-"""The latest sampled trace by metric name, label values and bucket."""
-
-_NONE: Exemplars = MappingProxyType({})
 _OPENMETRICS = "application/openmetrics-text"
 _EOF = b"# EOF\n"
 
@@ -69,7 +63,7 @@ def _converted(family: Family) -> PrometheusFamily:
 class _Others(Collector):
     """A user's registry without the families we publish ourselves (``process_*``, our own)."""
 
-    def __init__(self, registry: CollectorRegistry, ours: set[str]) -> None:
+    def __init__(self, registry: Collector, ours: set[str]) -> None:
         self._registry = registry
         self._ours = ours
 
@@ -80,7 +74,7 @@ class _Others(Collector):
 class MetricsPage:
     """Makes the body of ``/metrics``. One thread at a time.
 
-    ``user_registry`` is rendered below our own families.
+    ``user_registry`` is rendered below our own families; without one, what workers told of theirs.
     """
 
     def __init__(
@@ -95,19 +89,20 @@ class MetricsPage:
         self._user_registry = user_registry
         self._exposition = Exposition()
 
-    def render(self, accept: str, more_exemplars: Exemplars = _NONE) -> tuple[list[bytes], str]:
-        """Body, in pieces, and content type for an ``Accept`` header."""
+    def render(self, accept: str, carried: Carried = NOTHING) -> tuple[list[bytes], str]:
+        """Body, in pieces, and content type for an ``Accept`` header; with what others told."""
         encode, content_type = choose_encoder(accept)
         openmetrics = content_type.startswith(_OPENMETRICS)
         families = self._families()
-        several = (self._exemplars(), more_exemplars)
+        several = (self._exemplars(), carried.exemplars)
         exemplars = _rendered(newest(several)) if openmetrics else {}
         text = self._exposition.pieces(families, openmetrics=openmetrics, exemplars=exemplars)
         # A label no encoding can write must not cost the whole page.
         body = [piece.encode("utf-8", "replace") for piece in text]
-        if self._user_registry is not None:
+        users = self._user_registry or (SideBySide(carried.users) if carried.users else None)
+        if users is not None:
             ours = {family.metric.family for family in families}
-            body.append(encode(_Others(self._user_registry, ours)))
+            body.append(encode(_Others(users, ours)))
         elif openmetrics:
             body.append(_EOF)
         return body, content_type
@@ -116,17 +111,6 @@ class MetricsPage:
 def is_openmetrics(accept: str) -> bool:
     """Whether OpenMetrics, which has exemplars, is the answer to this ``Accept`` header."""
     return choose_encoder(accept)[1].startswith(_OPENMETRICS)
-
-
-def newest(several: Iterable[Exemplars]) -> Exemplars:
-    """All in one, of each bucket the one that was observed last."""
-    found: dict[tuple[str, Labels, int], Exemplar] = {}
-    for exemplars in several:
-        for key, exemplar in exemplars.items():
-            known = found.get(key)
-            if known is None or known[1] < exemplar[1]:
-                found[key] = exemplar
-    return found
 
 
 def _rendered(exemplars: Exemplars) -> dict[tuple[str, Labels, int], str]:
