@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,11 +52,17 @@ class Told:
 
 
 class Siblings:
-    """The other workers of ``group``. One thread, and none that runs an event loop."""
+    """The other workers of ``group``. One thread, and none that runs an event loop.
 
-    def __init__(self, group: Group, faults: Faults) -> None:
+    ``hang`` says which of them, by their numbers, need not be asked: they are silent.
+    """
+
+    def __init__(
+        self, group: Group, faults: Faults, hang: Callable[[], Collection[str]] = tuple
+    ) -> None:
         self._group = group
         self._faults = faults
+        self._hang = hang
 
     def ask(self, part: str, parameters: Mapping[str, str]) -> Told:
         """What all of them say of ``part``, see ``loopscope.admin.own``. Never raises."""
@@ -64,7 +70,11 @@ class Siblings:
         target = f"/own/{quote(part)}{query}"
         try:
             living = self._group.living()
-            return _asked(self._group.directory, living, target) if living else Told()
+            silent = [worker for worker in self._hang() if worker in living.values()]
+            asked = {path: worker for path, worker in living.items() if worker not in silent}
+            told = _asked(self._group.directory, asked, target) if asked else Told()
+            told.silent += silent
+            return told
         except Exception as error:  # no descriptors left for a loop
             self._faults.report("workers", error)
             return Told()

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 def _watch(sentinel: Sentinel, directory: Path, stopping: threading.Event) -> None:
     seen = time.monotonic()
     while not stopping.is_set():
-        pause = sentinel.watch.round()
+        pause = sentinel.round()
         now = time.monotonic()
         if sentinel.watch.has_workers:
             seen = now

@@ -27,7 +27,7 @@ from loopscope.core.notes import SUFFIX as NOTES
 from loopscope.core.notes import Notes
 from loopscope.core.stacks import UserCode
 from loopscope.core.stall import Order, in_order, joined, told
-from loopscope.sentinel.watch import Watch
+from loopscope.sentinel.watch import TICK, Watch
 from loopscope.settings import Settings
 from loopscope.sources.exits import Exits
 from loopscope.sources.hangs import LOOKS, SENTINEL_CPU, SENTINEL_MEMORY
@@ -35,6 +35,9 @@ from loopscope.sources.outside import WorkersView
 from loopscope.sources.stalls import IN_PROGRESS, STALL_SECONDS, STALLS
 
 Shown = dict[str, Any]
+
+_IDLE = 0.25
+"""Seconds between two looks at who is alive, where nothing else is looked at."""
 
 
 class Sentinel:
@@ -59,12 +62,28 @@ class Sentinel:
         self._pages = Bystander(
             self._group, self._clock, self._faults, amend=self._amend, stalls=self._stalls
         )
+        siblings = Siblings(self._group, self._faults, hang=self.watch.held)
         self._listener = AdminListener(
             settings,
             self._faults,
-            Figures(self._pages, siblings=Siblings(self._group, self._faults)),
+            Figures(self._pages, siblings=siblings),
             group=self._group,
         )
+
+    def round(self) -> float:
+        """Watch once; the seconds until that should be done again.
+
+        Where that fails again and again, nobody is looked into any more; figures are served all the
+        same. Raises ``OSError`` where it cannot even be seen who is alive.
+        """
+        if self._faults.is_off("watch"):
+            self.watch.look_around()
+            return _IDLE
+        try:
+            return self.watch.round()
+        except Exception as error:
+            self._faults.report("watch", error)
+            return TICK
 
     def start(self) -> None:
         """Serve."""
@@ -101,10 +120,9 @@ class Sentinel:
             progress = known.get(IN_PROGRESS.name)
             if progress is not None and (worker,) in progress.rows:
                 progress.put((worker,), [seconds])
-        for stall in list(self.watch.cut_short):
-            labels = (stall.route, stall.label, stall.cause)
-            _add(known, STALLS, labels, 1.0)
-            _add(known, STALL_SECONDS, labels, stall.duration_s)
+        for place, (count, seconds) in list(self.watch.cut_short.items()):
+            _add(known, STALLS, place, count)
+            _add(known, STALL_SECONDS, place, seconds)
         for outcome, count in list(self.watch.looks.items()):
             _add(known, LOOKS, (outcome,), float(count))
         with self._process.oneshot():

@@ -18,6 +18,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
+from loopscope.core.budget import OVERFLOW
 from loopscope.core.clock import Clock
 from loopscope.core.group import Group
 from loopscope.core.stacks import UserCode
@@ -48,7 +49,11 @@ _SAID_AFTER = 1.0
 """Seconds after which it is said in the log: shorter ones the worker tells of itself."""
 _KEPT = 200
 
+_MOST_PLACES = 200
+
 Dump = Callable[..., list[SeenThread]]
+Place = tuple[str, str, str]
+"""Of a stall: route, location without its line, and cause."""
 
 
 class Watch:
@@ -71,8 +76,8 @@ class Watch:
     ) -> None:
         self.looks: Counter[str] = Counter()
         """Looks by what came of them: seen, late, refused, failed, limited."""
-        self.cut_short: list[Stall] = []
-        """Stalls that their workers did not survive, of which nobody else tells."""
+        self.cut_short: dict[Place, tuple[int, float]] = {}
+        """Stalls that their workers did not survive: how many, and their seconds."""
         self.hangs: dict[tuple[Heart, str], Hang] = {}
         self._heartbeats = Heartbeats(group)
         self._clock = clock
@@ -93,10 +98,7 @@ class Watch:
         now = self._clock.now()
         is_late = now - self._awaited > _LATE
         if now - self._listed >= _LISTING:
-            self._listed = now
-            for heart in self._heartbeats.look_around(now):
-                self._lost(heart, now)
-            self._on_workers(self.pids)
+            self.look_around()
         self._end_those_that_beat()
         if not is_late:
             for heart, loop, due in list(self._heartbeats.overdue(now, _CLOSE)):
@@ -105,6 +107,13 @@ class Watch:
         pause = _CLOSE_TICK if is_close else TICK
         self._awaited = self._clock.now() + pause
         return pause
+
+    def look_around(self) -> None:
+        """See who has come and who is gone."""
+        self._listed = self._clock.now()
+        for heart in self._heartbeats.look_around(self._listed):
+            self._lost(heart)
+        self._on_workers(self.pids)
 
     @property
     def has_workers(self) -> bool:
@@ -225,11 +234,18 @@ class Watch:
         stall = hang.record(self._clock, now, in_progress=False)
         shown = {**as_json(stall), "cut_short": was_cut_short}
         if was_cut_short:
-            self.cut_short.append(stall)
+            self._count(stall)
         self._over.append(shown)
         self._note(shown)
 
-    def _lost(self, heart: Heart, now: float) -> None:
+    def _count(self, stall: Stall) -> None:
+        place: Place = (stall.route, stall.label, stall.cause)
+        if place not in self.cut_short and len(self.cut_short) >= _MOST_PLACES:
+            place = (OVERFLOW, OVERFLOW, OVERFLOW)
+        count, seconds = self.cut_short.get(place, (0, 0.0))
+        self.cut_short[place] = count + 1, seconds + stall.duration_s
+
+    def _lost(self, heart: Heart) -> None:
         """A worker has ended; if it hung, these are its last words."""
         for key, hang in list(self.hangs.items()):
             if hang.heart is heart:
