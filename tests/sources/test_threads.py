@@ -425,16 +425,24 @@ async def test_an_abandoned_job_runs_until_it_has_ended() -> None:
 @every_hop
 async def test_a_cancelled_request_adds_up(hop: Hop) -> None:
     """A request that is cancelled while its job runs has its phases add up to its duration."""
-    sleeper = Sleeper()
-    task = asyncio.create_task(call(handing(sleeper, hop)))
+    began, release = threading.Event(), threading.Event()
+
+    def job() -> None:
+        began.set()
+        release.wait()
+
+    task = asyncio.create_task(call(handing(job, hop)))
+    while not began.is_set():  # an agent may take its time to start, and a thread as well
+        await asyncio.sleep(0.001)
     await asyncio.sleep(SLEEP / 2)
     task.cancel()
+    releasing = threading.Timer(SLEEP / 2, release.set)  # some hops hold the loop until then
+    releasing.start()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert phase("thread_run") > phase("await_other")
     assert_phases_add_up()
-    while not sleeper.took:  # abandoned where that is how it is
-        await asyncio.sleep(0.01)
+    releasing.join()
 
 
 async def test_a_job_that_outlives_its_request_changes_nothing() -> None:
