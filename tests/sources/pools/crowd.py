@@ -78,7 +78,7 @@ def site_of(use: Use) -> str:
 
 async def fifty_of_five(service: Service, borrow: Borrow) -> None:
     """Fifty requests that each ``borrow`` from a pool of five: what is published must be true."""
-    truth = {"wait": 0.0, "use": 0.0}
+    truth = {"wait": 0.0, "use": 0.0, "giving back": 0.0}
     looked = asyncio.Event()
 
     async def use() -> None:
@@ -87,8 +87,10 @@ async def fifty_of_five(service: Service, borrow: Borrow) -> None:
             got = time.perf_counter()
             await looked.wait()
             await asyncio.sleep(HELD)
-            truth["use"] += time.perf_counter() - got
+            done = time.perf_counter()
         truth["wait"] += got - asked
+        truth["use"] += done - got
+        truth["giving back"] += time.perf_counter() - done
 
     service.work = use
     requests = [asyncio.create_task(service.request()) for _ in range(50)]
@@ -106,7 +108,8 @@ async def fifty_of_five(service: Service, borrow: Borrow) -> None:
     assert tuple(map(figure, gauges)) == (5, 0, 5, 0)
     assert figure("wait_seconds_count") == figure("use_seconds_count") == 50
     assert figure("wait_seconds_sum") == pytest.approx(truth["wait"], rel=0.05)
-    assert figure("use_seconds_sum") == pytest.approx(truth["use"], rel=0.05)
+    longest_use = truth["use"] + truth["giving back"]  # before it is, asyncpg asks its server
+    assert 0.95 * truth["use"] <= figure("use_seconds_sum") <= 1.05 * longest_use
     for name in ("wait", "use"):
         by_route = figure(f"route_{name}_seconds_total", **ROUTE)
         assert by_route == pytest.approx(figure(f"{name}_seconds_sum"))
