@@ -17,7 +17,7 @@ import uvloop
 
 from loopscope.agent import stop_agent
 from loopscope.core.faults import Faults
-from tests.blocking import no_blocking
+from tests.blocking import let_coverage_lock, no_blocking
 
 LOOPS: list[Any] = [
     pytest.param(("asyncio", {}), id="asyncio"),
@@ -38,6 +38,10 @@ TRIES_MORE = 2
 """How often a test about real time that fails is run again."""
 
 
+def pytest_configure() -> None:
+    let_coverage_lock()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A measurement that the rest of the machine has spoilt is made again; others fail at once."""
     if not config.pluginmanager.hasplugin("rerunfailures"):
@@ -45,6 +49,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("real_time") is not None:
             item.add_marker(pytest.mark.flaky(reruns=TRIES_MORE))
+
+
+def pytest_collection_finish() -> None:
+    """What is there for the whole run, modules and tests, is not gone through by the collector.
+
+    It would be by every test that asks for a collection, at a third of a second each.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=LOOPS)

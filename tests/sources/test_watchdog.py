@@ -66,8 +66,9 @@ def wait_for_lock() -> None:
 
 
 def collect() -> None:
-    kept = [[number] for number in range(500_000)]
-    for _ in range(4):
+    kept = [[number] for number in range(300_000)]
+    until = time.perf_counter() + HOLD
+    while time.perf_counter() < until:
         gc.collect()
     del kept
 
