@@ -18,6 +18,9 @@ from loopscope.core.guard import guardian
 from tests.harness import samples
 
 ROOT = Path(__file__).parents[2]
+UNMEASURED = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+"""What has coverage measured in child processes, which takes half of what a server takes to start:
+what it would find, tests within the process find as well."""
 OUTCOMES = "loopscope_request_outcomes_total"
 PATIENCE = 30.0
 """Seconds until what should happen counts as not happening."""
@@ -71,10 +74,11 @@ class Running:
         # what workers share is in a folder of its own, and gone with the test's
         listen = {"LOOPSCOPE_LISTEN": f"127.0.0.1:{self.admin}", "TMPDIR": str(log.parent)}
         self._temporary = Path(environ.get("TMPDIR", log.parent))
+        inherited = {name: os.environ[name] for name in os.environ.keys() - UNMEASURED}
         with log.open("wb") as said:
             self.process = subprocess.Popen(
                 command(self.port),
-                env={**os.environ, **listen, **environ},
+                env={**inherited, **listen, **environ},
                 cwd=ROOT,
                 stdout=said,
                 stderr=said,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.e2e.running import OUTCOMES, ROOT, Command, Running
 from tests.e2e.test_servers import SERVERS as ALONE
-from tests.e2e.test_servers import exit_code
+from tests.e2e.test_servers import bare_exit_code, exit_code
 from tests.e2e.test_workers import (
     WORKERS,
     granian,
@@ -48,7 +49,8 @@ SERVERS = (uvicorn, gunicorn, gunicorn_preloaded, gunicorn_alone, hypercorn, gra
 @pytest.fixture(params=SERVERS, ids=lambda command: command.__name__)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
     """Whose service has no middleware of its own."""
-    environ = {"BARE": "1", "PYTHONPATH": str(ROOT)}  # a program's own folder is on its path alone
+    path = [str(ROOT), os.environ.get("PYTHONPATH", "")]  # a program has its own folder alone there
+    environ = {"BARE": "1", "PYTHONPATH": os.pathsep.join(filter(None, path))}
     with Running(under_run(request.param), tmp_path / "log", **environ) as running:
         yield running
 
@@ -68,7 +70,7 @@ def test_sigterm_ends_a_server_as_it_always_did(
 ) -> None:
     """In good time, with the exit code it has without us, and with nobody left behind."""
     measured = exit_code(under_run(command), tmp_path / "log", BARE="1")
-    assert measured == exit_code(command, tmp_path / "bare", BARE="1")
+    assert measured == bare_exit_code(command)
 
 
 def test_a_service_with_the_middleware_is_measured_once(tmp_path: Path) -> None:

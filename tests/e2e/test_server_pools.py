@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -38,10 +40,20 @@ UVICORNS = (uvicorn, uvicorn_with_workers, uvicorn_on_uvloop)
 OTHERS = (gunicorn, gunicorn_alone, hypercorn)
 
 
-@pytest.fixture(params=[*UVICORNS, *OTHERS, granian], ids=lambda command: command.__name__)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
-    with Running(request.param, tmp_path / "log") as running:
-        yield running
+Serve = Callable[[Command], Running]
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """One server a command, started when it is first asked for, and ended with the module."""
+    with ExitStack() as running:
+
+        @functools.cache
+        def serve(command: Command) -> Running:
+            log = tmp_path_factory.mktemp("server") / "log"
+            return running.enter_context(Running(command, log))
+
+        yield serve
 
 
 def watched(server: Running, kind: str) -> set[str]:
@@ -51,8 +63,10 @@ def watched(server: Running, kind: str) -> set[str]:
     return {row.partition('pool="')[2].partition('"')[0] for row in rows}
 
 
-def test_the_service_s_queue_is_watched_and_ours_is_not(server: Running) -> None:
+@pytest.mark.parametrize("command", [*UVICORNS, *OTHERS, granian])
+def test_the_service_s_queue_is_watched_and_ours_is_not(serve: Serve, command: Command) -> None:
     """Under the address it listens on, whatever server it is."""
+    server = serve(command)
     name = f"127.0.0.1:{server.port}"
     assert server.becomes(0, "loopscope_pool_pending", pool=name)
     assert server.published(CAPACITY, pool=name) > 0
@@ -61,20 +75,20 @@ def test_the_service_s_queue_is_watched_and_ours_is_not(server: Running) -> None
 
 
 @pytest.mark.parametrize("command", UVICORNS)
-def test_uvicorn_s_limit_is_known(command: Command, tmp_path: Path) -> None:
+def test_uvicorn_s_limit_is_known(serve: Serve, command: Command) -> None:
     """However it was started; the backlog is the one it asked for."""
-    with Running(command, tmp_path / "log") as server:
-        pool = f"uvicorn 127.0.0.1:{server.port}"
-        assert server.becomes(LIMIT - 1, CAPACITY, pool=pool)
-        assert server.becomes(77, CAPACITY, pool=f"127.0.0.1:{server.port}")
+    server = serve(command)
+    assert server.becomes(LIMIT - 1, CAPACITY, pool=f"uvicorn 127.0.0.1:{server.port}")
+    assert server.becomes(77, CAPACITY, pool=f"127.0.0.1:{server.port}")
 
 
-def test_connections_of_gunicorn_s_worker_are_counted(tmp_path: Path) -> None:
+def test_connections_of_gunicorn_s_worker_are_counted(serve: Serve) -> None:
     """It runs uvicorn's server, and has no limit by default."""
-    with Running(gunicorn, tmp_path / "log") as server:
-        pool = f"uvicorn 127.0.0.1:{server.port}"
-        assert server.becomes(1, "loopscope_pool_in_use", pool=pool)
-        assert pool not in watched(server, "listener")
+    server = serve(gunicorn)
+    server.client.get("/ready")  # connects, should that have been a while ago
+    pool = f"uvicorn 127.0.0.1:{server.port}"
+    assert server.becomes(1, "loopscope_pool_in_use", pool=pool)
+    assert pool not in watched(server, "listener")
 
 
 def test_whoever_is_turned_away_is_counted(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from loopscope.exporters.profile import OTHER, UNKNOWN, BlockingProfile
 BUILD = ("app/views.py:12 report", "app/report.py:41 build")
 SLEEP = ("app/views.py:30 nap",)
 
-NAMES = st.text(st.characters(codec="utf-8"), max_size=5)
+NAMES = st.text(max_size=5)
 ADDITIONS = st.lists(
     st.tuples(st.lists(NAMES, max_size=3).map(tuple), st.floats(0, 100), NAMES), max_size=30
 )

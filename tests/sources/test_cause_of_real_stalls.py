@@ -291,7 +291,8 @@ import time
 def work():
     print("ready", flush=True)
     {work}
-print(watch(work).cause, flush=True)
+while True:
+    print(watch(work).cause, flush=True)
 """
 
 
@@ -301,20 +302,25 @@ def test_a_process_that_was_stopped(work: str) -> None:
 
     In a child: a shell takes its terminal back from a test run that stops.
     """
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED.format(work=work)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        said = child.stdout
+        assert said is not None
 
-    def ask() -> str:
-        with subprocess.Popen(
-            [sys.executable, "-c", STOPPED.format(work=work)],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n"
+        def ask() -> str:
+            assert said.readline() == "ready\n"
             child.send_signal(signal.SIGSTOP)
             time.sleep(2 * LONG)
             child.send_signal(signal.SIGCONT)
-            return child.stdout.read().strip()
+            return said.readline().strip()
 
-    assert [ask() for _ in range(3)].count("suspended") >= 2
+        try:
+            causes = [ask() for _ in range(3)]
+        finally:
+            child.kill()
+    assert causes.count("suspended") >= 2

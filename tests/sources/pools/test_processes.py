@@ -50,7 +50,8 @@ async def test_who_waits_and_who_runs_is_known(pool: ProcessPoolExecutor) -> Non
     """Six users of two workers; the pool goes by the line that handed it its first function."""
     app = handing(pool, HELD)
     requests = [asyncio.create_task(call(app)) for _ in range(6)]
-    await asyncio.sleep(HELD / 2)
+    while figure("in_use") < 2:
+        await asyncio.sleep(HELD / 20)
     assert (figure("capacity"), figure("in_use"), figure("idle")) == (2, 2, 0)
     assert figure("pending") == 4
     await asyncio.gather(*requests)
