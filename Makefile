@@ -49,7 +49,9 @@ dashboards: $(STAMP)
 system: ## Debian packages the tests use (Prometheus, MariaDB, Redis)
 	tools/install_system_packages
 
+# Tests start some 300 Pythons; where they are told to write no bytecode, each would compile it all.
 test: $(STAMP) system
+	$(BIN)/python -m compileall -q agent demo_app tests/e2e
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
