@@ -192,5 +192,9 @@ def test_a_python_out_of_reach_is_told_so(option: str) -> None:
     ended = run("--", sys.executable, "-u", "-Wignore", option, "-c", "print('ran')", "-I")
     assert ended.stdout == "ran\n"
     assert "not measured" in ended.stderr
+
+
+def test_what_only_looks_like_such_an_option_is_none() -> None:
+    """Values of other options, and arguments of the program's own."""
     within_reach = run("--", sys.executable, "-WIgnore", "-XEI", "-c", "pass", "-I")
     assert "not measured" not in within_reach.stderr
