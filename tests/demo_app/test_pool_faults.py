@@ -140,7 +140,9 @@ def test_connections_held_for_too_long_make_others_wait(shop: Shop) -> None:
     waiter = _of(shop, _SEARCH)
     assert pool.used["/api/products/{sku}"] > 10 * pool.used[waiter.endpoint.route]
     assert max(waiter.phases, key=waiter.phases.__getitem__) == "pool_wait"
-    assert waiter.phases["pool_wait"] == pytest.approx(pool.waited[waiter.endpoint.route], rel=0.1)
+    waited = pool.waited[waiter.endpoint.route]
+    assert waiter.phases["pool_wait"] <= 1.1 * waited
+    assert waiter.phases["pool_wait"] + waiter.phases["loop_wait"] >= 0.9 * waited
 
 
 def test_connections_not_given_back_are_missed(shop: Shop) -> None:
