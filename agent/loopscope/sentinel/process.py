@@ -2,8 +2,8 @@
 
 It belongs to none of them. It is nobody's child, so that no server counts it among its workers or
 waits for it; it is in no terminal's foreground, so that Ctrl-C reaches the workers first; and it
-has none of their files open, their listening socket least of all. A lock in the directory says that
-it is there, and by what number; whoever is second gives up at once.
+has none of their files open, their listening socket least of all. It is started with a lock on the
+directory, by which it is known to be there, and the only one; it signs that with its number.
 """
 
 from __future__ import annotations
