@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from demo_app import figures, measure, picture, screen, stack
+from demo_app import figures, measure, picture, screen, stack, tour
 from demo_app.child import Child, ChildFailedError
 from demo_app.load import Load, Plan
 from demo_app.scrape import RestartedError, between
@@ -110,8 +110,13 @@ async def _demo(out: Console, options: argparse.Namespace) -> bool:
             await measure.stalls(running.admin_url),
             await measure.sequential(running.admin_url),
             await measure.pools(running.admin_url),
+            await measure.single_stalls(running.admin_url),
         )
         agreed = screen.results(out, running, load, seen)
+        if not options.serve:
+            stopped = await tour.freezes(running.service_url, running.admin_url)
+            window = between(before, await measure.scrape(running.admin_url))
+            screen.frozen(out, stopped, window)
         if options.picture is not None:
             options.picture.write_text(picture.draw(seen))
     screen.closing(out, running, serving=options.serve)

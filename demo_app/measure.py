@@ -44,6 +44,11 @@ async def stalls(admin_url: str) -> list[dict[str, Any]]:
     return await _list(f"{admin_url}/api/stalls?group=location&limit=1000", "groups")
 
 
+async def single_stalls(admin_url: str) -> list[dict[str, Any]]:
+    """What held the event loop, one by one, newest first; raises ``NoFiguresError``."""
+    return await _list(f"{admin_url}/api/stalls?limit=1000", "stalls")
+
+
 async def sequential(admin_url: str) -> list[dict[str, Any]]:
     """What always awaits one after the other, most to be saved first; raises ``NoFiguresError``."""
     return await _list(f"{admin_url}/api/awaits?limit=1000", "sequential")

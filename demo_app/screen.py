@@ -17,11 +17,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from demo_app import accounts, pools, verdict
+from demo_app import accounts, freezes, pools, verdict
 from demo_app.accounts_table import awaits_table, phases_table
+from demo_app.freezes import Freeze
 from demo_app.load import Load
 from demo_app.measure import NoFiguresError
 from demo_app.pools_table import pools_table
+from demo_app.scrape import Window
 from demo_app.seen import Seen
 from demo_app.stack import Part, Stack
 from demo_app.table import routes_table
@@ -141,11 +143,17 @@ def results(out: Console, running: Stack, load: Load, seen: Seen) -> bool:
             accounts.outliving(seen.window),
             pools.remarks(pooled, seen.window, figures, seen.pools),
             accounts.bounds(seen.window, figures),
-            verdict.stall_remarks(seen.stalls),
+            verdict.stall_remarks(seen.stalls, seen.single_stalls),
             verdict.remarks(figures),
         )
     )
     return all(agreed for agreed, _ in checks)
+
+
+def frozen(out: Console, stopped: Sequence[Freeze], window: Window) -> None:
+    """What was to be seen of the shop while it stood still, and of the process that saw it."""
+    out.print("\n  [bold]And then it freezes[/] [dim]twice, after the load[/]\n")
+    out.print(_sentences(freezes.watched(stopped), freezes.sentinel(window)))
 
 
 def _sentences(checks: Iterable[tuple[bool, Sequence[str]]], *remarks: Iterable[str]) -> Padding:

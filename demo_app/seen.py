@@ -12,10 +12,14 @@ from demo_app.scrape import Window
 
 @dataclass(frozen=True)
 class Seen:
-    """The window between two scrapes, read; stalls by place; what awaits in sequence; pools."""
+    """The window between two scrapes, read; stalls by place; what awaits in sequence; pools.
+
+    ``single_stalls`` are the same as ``stalls``, one by one.
+    """
 
     window: Window
     figures: Figures
     stalls: Sequence[Mapping[str, Any]]
     sequential: Sequence[Mapping[str, Any]] = ()
     pools: Sequence[Mapping[str, Any]] = ()
+    single_stalls: Sequence[Mapping[str, Any]] = ()

@@ -101,6 +101,7 @@ async def _shop(
         "DEMO_DATABASE": dsn,
         "DEMO_UPSTREAM": upstream_url,
         "LOOPSCOPE_LISTEN": f"{HOST}:{admin_port}",
+        "LOOPSCOPE_SENTINEL": os.environ.get("LOOPSCOPE_SENTINEL", "1"),
         "DEMO_FAULTS": os.environ.get("DEMO_FAULTS", _FAULTS),
         "LOOPSCOPE_STUCK_AFTER": os.environ.get("LOOPSCOPE_STUCK_AFTER", _STUCK_AFTER_S),
     }
@@ -114,7 +115,10 @@ async def _shop(
         await _answers(shop, f"{admin_url}/healthz")
         report(
             Part(
-                "loopscope", admin_url, "added by one line to the shop", time.monotonic() - started
+                "loopscope",
+                admin_url,
+                "one line in the shop, and a sentinel",
+                time.monotonic() - started,
             )
         )
         yield Stack(shop, url, admin_url)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,16 +81,33 @@ def _unanswered(tally: Tally) -> Iterator[str]:
         yield f"{tally.failures.total():,} more got no answer: {kinds}."
 
 
-def stall_remarks(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What held the event loop: the places of ``/api/stalls?group=location`` that cost most."""
+def stall_remarks(
+    groups: Sequence[Mapping[str, Any]], stalls: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[str]:
+    """What held the event loop: the places of ``/api/stalls?group=location`` that cost most.
+
+    Of ``stalls``, the same one by one, it is said which were seen from outside.
+    """
     for group in groups[:_MOST_PLACES]:
         where = f" at {group['location']}" if group["location"] else ""
         routes = f" ({', '.join(group['routes'])})" if group["routes"] else ""
         yield (
             f"Event loop held {group['stalls']:,} x, {group['seconds']:.1f} s in all: "
             f"{group['cause'].replace('_', ' ')}{where}{routes}; "
-            f"{group['lost_request_seconds']:.1f} request-seconds lost."
+            f"{group['lost_request_seconds']:.1f} request-seconds lost{_outside(group, stalls)}."
         )
+
+
+def _outside(group: Mapping[str, Any], stalls: Iterable[Mapping[str, Any]]) -> str:
+    """How many of a group were seen from outside, and by which thread these were caused."""
+    place = (group["location"], group["cause"])
+    same = (stall for stall in stalls if (stall["location"], stall["cause"]) == place)
+    looks = [stall["outside"] for stall in same if stall["outside"] and stall["outside"]["looks"]]
+    if not looks:
+        return ""
+    threads = Counter((look["thread"], look["thread_location"]) for look in looks if look["thread"])
+    held = "".join(f", thread {name} at {line}" for (name, line), _ in threads.most_common(1))
+    return f"; {len(looks)} seen from outside{held}"
 
 
 def remarks(figures: Figures) -> Iterator[str]:

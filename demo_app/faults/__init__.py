@@ -7,13 +7,13 @@ always there.
 
 from __future__ import annotations
 
+from demo_app.faults.frozen import MOST_VOUCHER, accept_voucher, restock_in_a_thread
 from demo_app.faults.on_the_loop import (
     LedgerError,
     Sale,
     ask_the_bank_on_the_loop,
     fail_every_fifth_refund,
     render_on_the_loop,
-    restock_in_a_thread,
     search_by_pattern,
 )
 from demo_app.faults.pools import (
@@ -40,6 +40,7 @@ SWITCHED = {
     for fault in (
         ask_the_bank_on_the_loop,
         search_by_pattern,
+        accept_voucher,
         restock_in_a_thread,
         ask_carriers_one_after_the_other,
         ask_customs_without_a_deadline,
@@ -61,9 +62,11 @@ __all__ = [
     "DESK",
     "DESK_NAME",
     "MOST_LOST",
+    "MOST_VOUCHER",
     "SWITCHED",
     "LedgerError",
     "Sale",
+    "accept_voucher",
     "ask_carriers_one_after_the_other",
     "ask_carriers_two_at_a_time",
     "ask_customs_without_a_deadline",

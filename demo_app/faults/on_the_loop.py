@@ -1,11 +1,10 @@
-"""What holds the event loop, or takes the interpreter away from it."""
+"""What holds the event loop."""
 
 from __future__ import annotations
 
 import html
 import re
 import statistics
-import threading
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -64,16 +63,6 @@ def search_by_pattern() -> None:
     """
     if switches.is_on(search_by_pattern):
         re.match(*_SLOW)
-
-
-def restock_in_a_thread() -> None:
-    """The same pattern in a worker thread, which takes the interpreter away from the loop.
-
-    Only where ``switches`` has it on. Shown: stalls whose cause is ``gil_contention`` and which
-    accuse no line of the loop's; the evidence names the thread where that could be told.
-    """
-    if switches.is_on(restock_in_a_thread):
-        threading.Thread(target=re.match, args=_SLOW, name="restock").start()
 
 
 _SLOW = ("(a+)+$", "a" * 21 + "b")  # some 100 ms

@@ -27,6 +27,7 @@ class NewOrder(BaseModel):
 
     customer: str
     lines: Annotated[list[Line], Field(min_length=1, max_length=50)]
+    voucher: Annotated[str, Field(max_length=faults.MOST_VOUCHER)] = ""
 
 
 class Order(BaseModel):
@@ -57,6 +58,8 @@ async def place(
     background: BackgroundTasks,
 ) -> Order:
     """Take an order in one transaction, tell the live stream, confirm by mail afterwards."""
+    if not faults.accept_voucher(new.voucher):
+        raise HTTPException(422, f"no voucher looks like {new.voucher}")
     await faults.connect_for_every_order(new.customer)
     order = await _store(new, database)
     feed.announce(Placed(order.number, order.total_cents))
