@@ -14,10 +14,10 @@ class Audit:
     """``faults.audit_every_request`` around the shop where that is switched on, else nothing."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self.app = app
         self._audited = BaseHTTPMiddleware(app, dispatch=faults.audit_every_request)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # No coroutine of its own, which would be in every chain of awaits.
-        app = self._audited if switches.is_on(faults.audit_every_request) else self._app
+        app = self._audited if switches.is_on(faults.audit_every_request) else self.app
         return app(scope, receive, send)

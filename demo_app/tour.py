@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ _WITHIN_S = 15.0
 """How long a freeze may last; most are over in two seconds."""
 _AT_LEAST_S = 1.0
 """How long one is waited for whose request does not wait for it itself."""
-_KNOWN_WITHIN_S = 5.0
+_KNOWN_WITHIN_S = 2.0
 _POLL_S = 0.04
 
 
@@ -52,14 +52,14 @@ STOPS = (
 )
 
 
-async def freezes(service_url: str, admin_url: str) -> list[Freeze]:
+async def freezes(service_url: str, admin_url: str, stops: Iterable[Stop] = STOPS) -> list[Freeze]:
     """All stops, one after the other; raises ``NoFiguresError`` if somebody does not answer."""
     try:
         async with (
             httpx.AsyncClient(base_url=service_url, trust_env=False, timeout=_WITHIN_S) as shop,
             httpx.AsyncClient(base_url=admin_url, trust_env=False) as admin,
         ):
-            return [await _frozen(shop, admin, stop) for stop in STOPS]
+            return [await _frozen(shop, admin, stop) for stop in stops]
     except (httpx.HTTPError, ValueError, LookupError) as error:
         why = f"{error or type(error).__name__}"
         raise NoFiguresError(f"the shop froze, and something with it: {why}") from error

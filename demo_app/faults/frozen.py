@@ -25,7 +25,7 @@ _searches = count()
 
 
 def accept_voucher(code: str) -> bool:
-    """Validate a code with a pattern that a code of the right wrong kind takes for ever to match.
+    """Validate a code with a pattern that matches in many ways, all of which are tried in vain.
 
     Only where ``switches`` has it on, and only for codes that are nearly right. Shown: while it
     lasts, at ``/api/stalls`` and in ``asyncio_eventloop_stall_in_progress_seconds``, a stall that

@@ -62,7 +62,11 @@ async def test_faults_are_switched_while_the_shop_runs() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "causes"),
-    [("ask_the_bank_on_the_loop", {"blocking_call"}), ("search_by_pattern", {"cpu"})],
+    [
+        ("ask_the_bank_on_the_loop", {"blocking_call"}),
+        ("search_by_pattern", {"cpu"}),
+        ("accept_voucher", {"cpu"}),
+    ],
 )
 async def test_what_holds_the_loop_is_found_by_name(fault: str, causes: set[str]) -> None:
     """A fault that holds the loop is located in its own function, with its cause."""
@@ -72,6 +76,7 @@ async def test_what_holds_the_loop_is_found_by_name(fault: str, causes: set[str]
     async def hold() -> str:
         faults.ask_the_bank_on_the_loop(4)
         faults.search_by_pattern()
+        faults.accept_voucher("A" * 20 + "!")
         return "held"
 
     app.add_middleware(Loopscope)
@@ -89,6 +94,14 @@ async def test_what_holds_the_loop_is_found_by_name(fault: str, causes: set[str]
         pytest.skip("the machine is too busy to tell starvation from anything else")
     assert any(stall["location"].endswith(f" {fault}") for stall in found)
     assert any(stall["cause"] in causes for stall in found)
+
+
+def test_vouchers_are_judged_alike_by_either_pattern() -> None:
+    """The careless pattern is slow, not wrong."""
+    codes = {"": True, "AUTUMN-25": True, "A-B-C": True, "autumn": False, "AUTUMN-!": False}
+    for on in (False, True):
+        switches.switch("accept_voucher", on=on)
+        assert {code: faults.accept_voucher(code) for code in codes} == codes
 
 
 # What stands in for others has no line of its own that waits, else that would be the service's.
