@@ -32,16 +32,25 @@ _OUTCOMES = "loopscope_request_outcomes_total"
 _FAILED = f'{_ROUTE}, outcome="error"'
 _RUNNING = f'{_ROUTE}, phase="loop_run"'
 _DELAY = "asyncio_eventloop_delay_seconds"
+_LOOP_TIME = "asyncio_eventloop_time_seconds_total"
+_BUSY = f'{_TARGET}, state="busy"'
 _PHASE = "loopscope_request_phase_seconds_total"
 _IN_TIME = f'{_ROUTE}, phase!="background"'
 _WAITING = f'{_ROUTE}, phase="loop_wait"'
 _AWAITED = "loopscope_await_seconds_total"
 _FAN_OUT = "loopscope_request_tasks"
 _MOST_AWAITS = 10
+_BY_WORKER = "instance, worker"
+_WORKER = "{{instance}} {{worker}}"
 
 
 def _rate(metric: str, selector: str = _ROUTE, by: str = "") -> str:
     return f"sum{f' by ({by}) ' if by else ''}(rate({metric}{{{selector}}}{_W}))"
+
+
+def _each(metric: str) -> str:
+    """A gauge of every worker; of a process that is alone the label is empty."""
+    return f"sum by ({_BY_WORKER}) ({metric}{{{_TARGET}}})"
 
 
 def _quantile(quantile: float, metric: str, by: str = "") -> str:
@@ -331,21 +340,21 @@ STALLS = Row(
         ),
         Panel(
             "Loop utilisation",
-            "Share of time each event loop was busy. Above 0.8 everything queues: more workers, or "
-            "less work on the loop.",
+            "Share of time the event loops of all workers were busy. Above 0.8 everything queues: "
+            "more workers, or less work on the loop.",
             (Query(
-                f"rate(asyncio_eventloop_time_seconds_total{{{_TARGET}, state=\"busy\"}}{_W})",
+                f"{_rate(_LOOP_TIME, _BUSY, 'instance')} "
+                f"/ {_rate(_LOOP_TIME, _TARGET, 'instance')}",
                 "{{instance}}",
             ),),
             "percentunit", maximum=1.0,
         ),
         Panel(
             "Held right now",
-            "For how long a loop has been held by now. A line that climbs is a loop that hangs: "
-            "/api/stalls says where.",
-            (Query(
-                f"asyncio_eventloop_stall_in_progress_seconds{{{_TARGET}}}", "{{instance}}"
-            ),),
+            "For how long a worker's loop has been held by now. A line that climbs is a loop that "
+            "hangs: /api/stalls says where. One whose worker cannot speak either is seen from "
+            "outside, where there is a sentinel.",
+            (Query(_each("asyncio_eventloop_stall_in_progress_seconds"), _WORKER),),
             "s",
         ),
         Panel(
@@ -548,22 +557,22 @@ PROCESS = Row(
         Panel(
             "Memory",
             "Resident memory. Growing for days without coming down is a leak.",
-            (Query(f"process_resident_memory_bytes{{{_TARGET}}}", "{{instance}}"),),
+            (Query(_each("process_resident_memory_bytes"), _WORKER),),
             "bytes",
         ),
         Panel(
             "File descriptors",
             "Open descriptors against their limit; at the limit nothing connects any more.",
             (
-                Query(f"process_open_fds{{{_TARGET}}}", "open {{instance}}"),
-                Query(f"process_max_fds{{{_TARGET}}}", "limit {{instance}}"),
+                Query(_each("process_open_fds"), f"open {_WORKER}"),
+                Query(_each("process_max_fds"), f"limit {_WORKER}"),
             ),
             "short",
         ),
         Panel(
             "Threads",
             "A steady climb is a leak; a plateau at 40 more than at rest is anyio's limiter.",
-            (Query(f"process_threads{{{_TARGET}}}", "{{instance}}"),),
+            (Query(_each("process_threads"), _WORKER),),
             "short",
         ),
         Panel(
@@ -617,7 +626,116 @@ PROCESS = Row(
     ),
 )  # fmt: skip
 
-ROWS = (HEADLINE, REQUESTS, TIME, LOOP, STALLS, POOLS, STREAMS, PROCESS)
+_LOOK_COLOURS = {
+    "seen": GREEN,
+    "late": BLUE,
+    "refused": RED,
+    "failed": ORANGE,
+    "limited": YELLOW,
+}
+_OUTSIDE = "loopscope_worker"
+_WAITS = f"{_OUTSIDE}_run_queue_seconds_total"
+_THROTTLED = f"{_OUTSIDE}_cgroup_cpu_throttled_seconds_total"
+
+WORKERS = Row(
+    "Workers",
+    (
+        Panel(
+            "Alive",
+            "Workers that share their figures. Fewer than there should be: one has died and was "
+            "not replaced.",
+            (Query(f"sum by (instance) (loopscope_workers{{{_TARGET}}})", "{{instance}}"),),
+            "short",
+        ),
+        Panel(
+            "Starts and ends",
+            "A minute. Nothing outside of deployments is what you want to see. killed: it could "
+            "not end in good order, and took with it what it had not written down.",
+            (
+                Query(f"60 * {_rate(f'{_OUTSIDE}_starts_total', _TARGET)}", "started"),
+                Query(f"60 * {_rate(f'{_OUTSIDE}_ends_total', _TARGET, 'how')}", "{{how}}"),
+            ),
+            "cpm",
+        ),
+        Panel(
+            "Exit status",
+            "Ends a minute that a sentinel saw (Linux 6.15). SIGKILL: out of memory, or a server "
+            "that had no patience. SIGABRT: gunicorn's timeout, so it hung. SIGSEGV: a crash in C.",
+            (Query(f"60 * {_rate(f'{_OUTSIDE}_exits_total', _TARGET, 'status')}", "{{status}}"),),
+            "cpm",
+        ),
+        Panel(
+            "CPU by worker",
+            "Cores in use by each worker, seen from outside: it goes on where a worker hangs. At "
+            "1 it computes; hanging at 0 it waits in a call that blocks.",
+            (Query(_rate(f"{_OUTSIDE}_cpu_seconds_total", _TARGET, _BY_WORKER), _WORKER),),
+            "short",
+        ),
+        Panel(
+            "Memory by worker",
+            "unique: what would be free if the worker ended. resident: with what it shares. "
+            "Growing in one worker only: look at what that one does.",
+            (
+                Query(_each(f"{_OUTSIDE}_resident_memory_bytes"), f"resident {_WORKER}"),
+                Query(_each(f"{_OUTSIDE}_unique_memory_bytes"), f"unique {_WORKER}"),
+            ),
+            "bytes",
+        ),
+        Panel(
+            "Descriptors of their limit",
+            "At 1 the worker accepts nobody and connects to nothing any more.",
+            (Query(
+                f"{_each(f'{_OUTSIDE}_open_fds')} / {_each(f'{_OUTSIDE}_max_fds')}", _WORKER
+            ),),
+            "percentunit", maximum=1.0,
+        ),
+        Panel(
+            "Waiting for a CPU",
+            "Share of time a worker's main thread was ready to run and had no CPU. Above some "
+            "percent there are more workers than CPUs, or neighbours: no line of code is to blame.",
+            (Query(_rate(_WAITS, _TARGET, _BY_WORKER), _WORKER),),
+            "percentunit",
+        ),
+        Panel(
+            "CPU throttling by worker",
+            "Time the CPU quota of its control group kept a worker off the CPUs. Workers of one "
+            "container share the quota, and the figure: do not add it up.",
+            (Query(_rate(_THROTTLED, _TARGET, _BY_WORKER), _WORKER),),
+            "s",
+        ),
+        Panel(
+            "Looks from outside",
+            "A minute, into workers that did not come round. late: it was over by then. refused: "
+            "the kernel does not let the sentinel look, and its log says what to grant. limited: "
+            "too many at once.",
+            (Query(
+                f"60 * {_rate('loopscope_sentinel_looks_total', _TARGET, 'outcome')}",
+                "{{outcome}}",
+            ),),
+            "cpm", stacked=True, colours=_LOOK_COLOURS,
+        ),
+        Panel(
+            "CPU of the sentinel",
+            "Cores in use. Looks and scrapes cost it most.",
+            (Query(
+                _rate("loopscope_sentinel_cpu_seconds_total", _TARGET, "instance"),
+                "{{instance}}",
+            ),),
+            "percentunit", width=12,
+        ),
+        Panel(
+            "Memory of the sentinel",
+            "Resident. It watches all workers of an instance, however many there are.",
+            (Query(
+                f"sum by (instance) (loopscope_sentinel_resident_memory_bytes{{{_TARGET}}})",
+                "{{instance}}",
+            ),),
+            "bytes", width=12,
+        ),
+    ),
+)  # fmt: skip
+
+ROWS = (HEADLINE, REQUESTS, TIME, LOOP, STALLS, POOLS, STREAMS, WORKERS, PROCESS)
 
 
 def board() -> Json:

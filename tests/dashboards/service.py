@@ -105,6 +105,13 @@ async def block() -> str:
     return "done"
 
 
+@app.get("/hang")
+async def hang() -> str:
+    """Holds the event loop for so long that somebody looks in from outside."""
+    time.sleep(0.3)  # noqa: ASYNC251  # on purpose
+    return "done"
+
+
 @app.get("/later")
 async def later(tasks: BackgroundTasks) -> str:
     """Goes on after its response."""
@@ -131,7 +138,7 @@ async def socket(websocket: WebSocket) -> None:
     await websocket.close()
 
 
-app.add_middleware(Loopscope, listen=sys.argv[2], max_series=200)
+app.add_middleware(Loopscope, listen=sys.argv[2], max_series=200, sentinel=True)
 
 if __name__ == "__main__":
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
