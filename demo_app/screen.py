@@ -66,6 +66,7 @@ def addresses(out: Console, running: Stack, *, serving: bool) -> None:
         return
     for what, url in (
         ("metrics", f"{running.admin_url}/metrics"),
+        ("stalls", f"{running.admin_url}/api/stalls"),
         ("in flight", f"{running.admin_url}/api/requests"),
         ("awaits", f"{running.admin_url}/api/awaits"),
         ("pools", f"{running.admin_url}/api/pools"),

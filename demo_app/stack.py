@@ -117,7 +117,7 @@ async def _shop(
             Part(
                 "loopscope",
                 admin_url,
-                "one line in the shop, and a sentinel",
+                "added by one line to the shop",
                 time.monotonic() - started,
             )
         )
