@@ -49,7 +49,8 @@ def ask_the_bank_on_the_loop(number: int) -> None:
     """A driver that blocks, called in a coroutine: for 80 ms nobody else runs.
 
     Only where ``switches`` has it on. Shown: a stall a call, cause ``blocking_call``, with this
-    function's name, the route that called it and the requests that had to wait.
+    function's name, the route that called it and the requests that had to wait. A driver that
+    awaits, or a thread, would do.
     """
     if switches.is_on(ask_the_bank_on_the_loop) and number % 4 == 0:
         time.sleep(0.08)
