@@ -114,9 +114,7 @@ async def _demo(out: Console, options: argparse.Namespace) -> bool:
         )
         agreed = screen.results(out, running, load, seen)
         if not options.serve:
-            stopped = await tour.freezes(running.service_url, running.admin_url)
-            window = between(before, await measure.scrape(running.admin_url))
-            screen.frozen(out, stopped, window)
+            screen.frozen(out, await tour.freezes(running.service_url, running.admin_url))
         if options.picture is not None:
             options.picture.write_text(picture.draw(seen))
     screen.closing(out, running, serving=options.serve)

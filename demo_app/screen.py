@@ -23,7 +23,6 @@ from demo_app.freezes import Freeze
 from demo_app.load import Load
 from demo_app.measure import NoFiguresError
 from demo_app.pools_table import pools_table
-from demo_app.scrape import Window
 from demo_app.seen import Seen
 from demo_app.stack import Part, Stack
 from demo_app.table import routes_table
@@ -146,15 +145,16 @@ def results(out: Console, running: Stack, load: Load, seen: Seen) -> bool:
             accounts.bounds(seen.window, figures),
             verdict.stall_remarks(seen.stalls, seen.single_stalls),
             verdict.remarks(figures),
+            freezes.sentinel(seen.window),
         )
     )
     return all(agreed for agreed, _ in checks)
 
 
-def frozen(out: Console, stopped: Sequence[Freeze], window: Window) -> None:
-    """What was to be seen of the shop while it stood still, and of the process that saw it."""
+def frozen(out: Console, stopped: Sequence[Freeze]) -> None:
+    """What was to be seen of the shop while it stood still."""
     out.print("\n  [bold]And then it freezes[/] [dim]twice, after the load[/]\n")
-    out.print(_sentences(freezes.watched(stopped), freezes.sentinel(window)))
+    out.print(_sentences(freezes.watched(stopped)))
 
 
 def _sentences(checks: Iterable[tuple[bool, Sequence[str]]], *remarks: Iterable[str]) -> Padding:

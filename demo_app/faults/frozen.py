@@ -27,10 +27,10 @@ _searches = count()
 def accept_voucher(code: str) -> bool:
     """Validate a code with a pattern that matches in many ways, all of which are tried in vain.
 
-    Only where ``switches`` has it on, and only for codes that are nearly right. Shown: while it
-    lasts, at ``/api/stalls`` and in ``asyncio_eventloop_stall_in_progress_seconds``, a stall that
-    the sentinel sees from outside: cause ``cpu``, this function's name and the route. Without a
-    sentinel ``/metrics`` does not answer either. A pattern with one way to match would do.
+    Only where ``switches`` has it on, and only for codes that are nearly right: 24 x A and a !.
+    Shown: while it lasts, at ``/api/stalls``, a stall that the sentinel sees from outside: cause
+    ``cpu``, this function's name and the route; and for how long already, in ``/metrics``. Without
+    a sentinel that would not answer. A pattern with one way to match would do.
     """
     pattern = _CARELESS if switches.is_on(accept_voucher) else _VOUCHER
     return not code or pattern.fullmatch(code) is not None
