@@ -34,6 +34,7 @@ from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.notes import SUFFIX as NOTES
 from loopscope.core.notes import Notes
 from loopscope.core.page import Page, PageFullError, PageReader
+from loopscope.core.routes import RouteResolver
 from loopscope.core.stacks import UserCode
 from loopscope.core.stall import Order, Stall, as_json, in_order, joined, told
 from loopscope.exporters.carried import NOTHING, Carried, Exemplars
@@ -202,8 +203,8 @@ class Agent:
         """What we set up ourselves stays to be shut down when the service's takes its place."""
         self._recorders: list[Recorders] = []
         self._applications = 0
-        self._routed: list[object] = []
-        """Applications whose routes are told to those who see only stacks."""
+        self._resolvers: list[RouteResolver] = []
+        """Of applications whose routes are told to those who see only stacks."""
         self._lock = threading.Lock()  # attaching, refreshing and rendering; never per request
         self._own_reader = PageReader()
         self.itself = SelfSource(
@@ -248,7 +249,7 @@ class Agent:
         )
         self.tasks = TasksSource(self.page, _give_way)
         self.factories = FactorySource(self.page)
-        self._endpoints = EndpointsSource(self.page, lambda: list(self._routed))
+        self._endpoints = EndpointsSource(self.page, lambda: list(self._resolvers))
         self.imports = Imports(self.faults)
         thread_pools = ThreadPools(self._pool_book)
         self.threads = ThreadsSource(self.imports, self.faults, thread_pools)
@@ -558,10 +559,10 @@ class Agent:
             if directory is not None and remove_if_deserted(directory):
                 logger.debug("loopscope: removed %s, which nobody uses any more", directory)
 
-    def routes_of(self, application: object) -> None:
-        """Take note of an application, whose routes may be asked for."""
-        if self.settings.sentinel and application not in self._routed:
-            self._routed.append(application)
+    def tell_routes(self, resolver: RouteResolver) -> None:
+        """Let those who see nothing but stacks know what code serves which route."""
+        if self.settings.sentinel and resolver not in self._resolvers:
+            self._resolvers.append(resolver)
 
     def _tell_endpoints(self) -> None:
         if not self.faults.is_off("endpoints"):

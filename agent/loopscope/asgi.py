@@ -127,7 +127,7 @@ class Loopscope:
         try:
             self._agent = join_agent(self._settings, _front)
             self._faults = self._agent.faults
-            self._agent.routes_of(self.app)
+            self._agent.tell_routes(self._resolver)
             self._recorders = self._agent.recorders()
         except Exception as error:  # no /proc, no memory, or an event loop that is not asyncio's
             self._faults.report("start", error)

@@ -117,7 +117,8 @@ async def _wait_for_the_depot(http: httpx.AsyncClient, running: Stack) -> None:
 
 def _is_full(pool: Mapping[str, Any]) -> bool:
     """Whether whoever comes now waits for some rounds, and not for the end of one."""
-    return pool["kind"] == "db.asyncpg" and pool["pending"] >= 2 * pool["in_use"] > 0
+    is_ours: bool = pool["kind"] == "db.asyncpg"
+    return is_ours and pool["pending"] >= 2 * pool["in_use"] > 0
 
 
 async def _until_missed(running: Stack) -> None:

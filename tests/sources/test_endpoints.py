@@ -17,7 +17,9 @@ from starlette.staticfiles import StaticFiles
 
 from loopscope.core.clock import Clock
 from loopscope.core.page import Page, PageReader
+from loopscope.core.routes import RouteResolver
 from loopscope.sources.endpoints import ENDPOINT, EndpointsSource
+from tests.harness import Server, http_scope
 
 HERE = __file__
 Endpoint = Callable[..., Awaitable[Response]]
@@ -58,7 +60,8 @@ def page() -> Iterator[Page]:
 
 def written(page: Page, *applications: object) -> dict[str, set[str]]:
     """Routes and the names of the functions that serve them."""
-    source = EndpointsSource(page, lambda: list(applications))
+    resolvers = [RouteResolver(application) for application in applications]
+    source = EndpointsSource(page, lambda: resolvers)
     source.refresh()
     source.refresh()
     return read(page)
@@ -128,11 +131,33 @@ def test_a_mount_that_shows_no_routes_is_left_out(page: Page, tmp_path: Any) -> 
 def test_routes_that_come_later_are_told_later(page: Page) -> None:
     """And those that were there are not told again."""
     app = Starlette(routes=[Route("/a", item)])
-    source = EndpointsSource(page, lambda: [app])
+    resolver = RouteResolver(app)
+    source = EndpointsSource(page, lambda: [resolver])
     source.refresh()
     app.router.routes.append(Route("/b", other))
     source.refresh()
     assert read(page) == {"/a": {"item"}, "/b": {"other"}}
+
+
+@pytest.mark.anyio
+async def test_routes_that_only_routing_finds_are_told_after_it(page: Page) -> None:
+    """A middleware may keep its application under any name; the scope has it then."""
+    inner = Starlette(routes=[Route("/a", item)])
+
+    class Odd:
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await inner(scope, receive, send)
+
+    resolver = RouteResolver(Odd())
+    source = EndpointsSource(page, lambda: [resolver])
+    source.refresh()
+    assert read(page) == {}
+    scope = http_scope("/a")
+    server = Server()
+    await Odd()(scope, server.receive, server.send)
+    assert resolver.resolve(scope) == "/a"
+    source.refresh()
+    assert read(page) == {"/a": {"item"}}
 
 
 def test_applications_without_routes_are_no_trouble(page: Page) -> None:

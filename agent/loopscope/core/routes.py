@@ -261,6 +261,15 @@ class RouteResolver:
             self._report(error)
             return UNKNOWN
 
+    def endpoints(self) -> list[tuple[object, str]]:
+        """What the routes lead to, each with its template; not what several routes do.
+
+        Asked anew each time. Routes that can only be found by routing are known after it.
+        """
+        used = [index.router for index in list(self._indexes.values())]
+        routers = {id(each): each for each in (_find_router(self._app), *used)}
+        return [found for router in routers.values() for found in _endpoints(router)]
+
     def is_certain(self, matched: object) -> bool:
         """Tell whether a scope with this ``matched_route`` has the same template every time."""
         known = self._fast.get(id(matched))
@@ -404,9 +413,7 @@ class RouteResolver:
             return
 
 
-def endpoints(app: object) -> list[tuple[object, str]]:
-    """What the routes below ``app`` lead to, each with its template; not what several routes do."""
-    router = _find_router(app)
+def _endpoints(router: object | None) -> list[tuple[object, str]]:
     if router is None:
         return []
     index = _Index(router)

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from loopscope.core.metric import Metric
 from loopscope.core.page import Page
-from loopscope.core.routes import endpoints
+from loopscope.core.routes import RouteResolver
 
 ENDPOINT = Metric(
     "_endpoint", "gauge", "Code that serves a route.", ("file", "function", "line", "route")
@@ -30,21 +30,21 @@ _METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "on_conn
 
 
 class EndpointsSource:
-    """Writes the endpoints of ``applications()`` into ``page``, as they come to be known."""
+    """Writes the endpoints that ``resolvers()`` know of into ``page``, as they come to be known."""
 
-    def __init__(self, page: Page, applications: Callable[[], list[object]]) -> None:
+    def __init__(self, page: Page, resolvers: Callable[[], list[RouteResolver]]) -> None:
         self._page = page
-        self._applications = applications
+        self._resolvers = resolvers
         self._written: set[tuple[str, ...]] = set()
         self._known: dict[int, int] = {}
-        """How many endpoints an application has had."""
+        """How many endpoints a resolver has known."""
 
     def refresh(self) -> None:
         """Write down what is new. Raises ``PageFullError``."""
-        for application in self._applications():
-            found = endpoints(application)
-            if self._known.get(id(application)) != len(found):
-                self._known[id(application)] = len(found)
+        for resolver in self._resolvers():
+            found = resolver.endpoints()
+            if self._known.get(id(resolver)) != len(found):
+                self._known[id(resolver)] = len(found)
                 for endpoint, route in found:
                     self._write(endpoint, route)
 
