@@ -225,7 +225,7 @@ def test_exemplars_are_asked_for_only_where_they_can_be_published(
     """A scrape in Prometheus' own format costs a worker's siblings nothing."""
     asked: list[Any] = []
 
-    def ask(self: Siblings, part: str, parameters: Any) -> Told:
+    def ask(self: Siblings, part: str, parameters: Any, patience: float) -> Told:
         asked.append((part, *parameters))
         return Told()
 
@@ -245,7 +245,7 @@ def test_a_frozen_worker_is_named_and_costs_its_time_once(
     figures: Figures, pair: list[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the others say is there; two that are silent take as long as one; then all is well."""
-    monkeypatch.setattr(siblings, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(siblings, "PATIENCE", 1.0)
     first, second = pair
     with first.frozen():
         document = figures.requests(100)
@@ -256,7 +256,7 @@ def test_a_frozen_worker_is_named_and_costs_its_time_once(
         with second.frozen():
             before = time.monotonic()
             assert set(figures.requests(100)["silent"]) == names(pair)
-            assert time.monotonic() - before < 2 * siblings._TIMEOUT
+            assert time.monotonic() - before < 2 * siblings.PATIENCE
     assert figures.requests(100)["in_flight"] == 2
 
 

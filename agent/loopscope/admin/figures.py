@@ -21,7 +21,7 @@ from loopscope.admin.awaits import awaits
 from loopscope.admin.own import Own, seconds_by_route
 from loopscope.admin.pools import pools
 from loopscope.admin.requests import oldest
-from loopscope.admin.siblings import Siblings, Told
+from loopscope.admin.siblings import PATIENCE_FOR_METRICS, Siblings, Told
 from loopscope.admin.snapshot import snapshot
 from loopscope.agent import Agent
 from loopscope.core.clock import Clock
@@ -101,7 +101,7 @@ class Figures:
             asked["users"] = "yes"
         told = Told()
         if self._siblings is not None and asked:
-            told = self._siblings.ask("page", asked)
+            told = self._siblings.ask("page", asked, PATIENCE_FOR_METRICS)
         pages = told.read(_Page)
         users = [(page.worker, page.users) for page in pages if page.users]
         exemplars = newest(page.exemplars for page in pages)

@@ -22,8 +22,10 @@ from loopscope.admin.hatch import reachable
 from loopscope.core.faults import Faults
 from loopscope.core.group import SOCKET, Group
 
-_TIMEOUT = 0.3
-"""Seconds a worker has for its answer."""
+PATIENCE = 0.3
+"""Seconds a worker has for its answer, as a rule."""
+PATIENCE_FOR_METRICS = 1.0
+"""The same where a figure that is missing would be a gap in somebody's graph."""
 _AT_ONCE = 256
 """Workers asked at a time: each takes a descriptor."""
 _MOST_BYTES = 32 * 1024 * 1024
@@ -64,15 +66,18 @@ class Siblings:
         self._faults = faults
         self._hang = hang
 
-    def ask(self, part: str, parameters: Mapping[str, str]) -> Told:
-        """What all of them say of ``part``, see ``loopscope.admin.own``. Never raises."""
+    def ask(self, part: str, parameters: Mapping[str, str], patience: float | None = None) -> Told:
+        """What all of them say of ``part``, see ``loopscope.admin.own``. Never raises.
+
+        Each has so many seconds for its answer, ``PATIENCE`` unless given.
+        """
         query = f"?{urlencode(parameters)}" if parameters else ""
         target = f"/own/{quote(part)}{query}"
         try:
             living = self._group.living()
             silent = [worker for worker in self._hang() if worker in living.values()]
             asked = {path: worker for path, worker in living.items() if worker not in silent}
-            told = _asked(self._group.directory, asked, target) if asked else Told()
+            told = _asked(self._group.directory, asked, target, patience or PATIENCE)
             told.silent += silent
             return told
         except Exception as error:  # no descriptors left for a loop
@@ -80,14 +85,16 @@ class Siblings:
             return Told()
 
 
-def _asked(directory: Path, living: Mapping[Path, str], target: str) -> Told:
+def _asked(directory: Path, living: Mapping[Path, str], target: str, patience: float) -> Told:
+    if not living:
+        return Told()
     # Not asyncio.run: the service's policy would choose the loop.
     with (
         reachable(directory) as folder,
         asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
     ):
         addresses = [f"{folder}/{path.with_suffix(SOCKET).name}" for path in living]
-        answers = runner.run(_ask_all(addresses, target))
+        answers = runner.run(_ask_all(addresses, target, patience))
     told = Told()
     for worker, answer in zip(living.values(), answers, strict=True):
         if answer is None:
@@ -97,13 +104,13 @@ def _asked(directory: Path, living: Mapping[Path, str], target: str) -> Told:
     return told
 
 
-async def _ask_all(addresses: Iterable[str], target: str) -> list[Document | None]:
+async def _ask_all(addresses: Iterable[str], target: str, patience: float) -> list[Document | None]:
     line = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(address: str) -> Document | None:
         async with line:
             try:
-                async with asyncio.timeout(_TIMEOUT):
+                async with asyncio.timeout(patience):
                     return _parsed(await _ask(address, target))
             except (OSError, ValueError):  # of which TimeoutError is one
                 return None
