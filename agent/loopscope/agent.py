@@ -480,8 +480,8 @@ class Agent:
     def workers(self) -> list[int]:
         """Processes of the workers that are alive, this one's first. Not for a loop's thread."""
         with self._lock:
-            others = {} if self.group is None else self.group.living()
-        return [os.getpid(), *map(int, others.values())]
+            others = [] if self.group is None else self.group.workers()
+        return [os.getpid(), *others]
 
     def families(self) -> list[Family]:
         """Refresh what is read on demand, then read and merge all pages. Call under the lock."""

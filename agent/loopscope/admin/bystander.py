@@ -65,7 +65,7 @@ class Bystander:
     def workers(self) -> list[int]:
         """The workers that are alive."""
         with self._lock:
-            return sorted(map(int, self._group.living().values()))
+            return self._group.workers()
 
     def close(self) -> None:
         """End the thread, as soon as it has made what it is making."""

@@ -34,6 +34,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from loopscope.core.claim import Claim
+from loopscope.core.claim import judged as claim
 from loopscope.core.clock import Clock
 from loopscope.core.guard import NAME as GUARD
 from loopscope.core.merge import Family, ReadPage, merge
@@ -222,6 +224,15 @@ class Group:
                         found[path] = str(read_header(os.pread(file, HEADER_BYTES, 0), LARGEST).pid)
         self.skipped = skipped  # what is wrong with the others, the latest look at all has said
         return found
+
+    def workers(self) -> list[int]:
+        """The processes of the others that are alive, in order; none that a page only names."""
+        found: list[int] = []
+        for path, number in self.living().items():
+            with self._opened(path) as file:
+                if file is not None and claim(int(number), file) is not Claim.FALSE:
+                    found.append(int(number))
+        return sorted(found)
 
     def families(self) -> list[Family]:
         """What there is to say of the workers themselves, as of the latest look."""

@@ -4,6 +4,9 @@ A page says when a loop's next beat is due. To read that takes a system call of 
 nothing of the worker: so it is done many times a second. Pages are read in full only when something
 was added to them, and then no more than once a second.
 
+What is there is anybody's word, that of a worker gone mad included: it is taken for what it can be,
+and nothing is mapped, for a map of a file that is cut short is deadly.
+
 Moments are on the system's monotonic clock, which all processes share (``core.clock``).
 """
 
@@ -14,16 +17,31 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 
+import psutil
+
+from loopscope.core.claim import Claim
+from loopscope.core.claim import judged as claim
 from loopscope.core.group import Group
-from loopscope.core.page import HEADER_BYTES, PageError, PageReader, read_header, read_open
+from loopscope.core.page import (
+    HEADER_BYTES,
+    PageError,
+    PageReader,
+    Series,
+    read_header,
+    read_open,
+)
 from loopscope.sources.endpoints import ENDPOINT
 from loopscope.sources.loop import BEAT_DUE, THREAD
 
 _AFRESH = 1.0
 """Seconds between two full readings of a page that grows."""
 _SLOT = struct.Struct("=d")
+_MOST_THREAD = 2**31 - 1
+_MOST_DIGITS = 9
+"""Of a line's number."""
 
 Endpoints = dict[tuple[str, str], list[tuple[int, str]]]
 """By file and function: first line and route of each function there that goes by this name."""
@@ -34,8 +52,15 @@ class Heart:
     """One worker, by its page."""
 
     pid: int
+    """As the page says: see ``claim``."""
     path: Path
     file: int
+    since: float
+    """When the page was made."""
+    claim: Claim = Claim.FALSE
+    """Whether it is true that the page is that process'."""
+    process: psutil.Process | None = None
+    """The process of that number when this was found out."""
     reader: PageReader = field(default_factory=PageReader)
     due_slots: dict[str, int] = field(default_factory=dict[str, int])
     thread_slots: dict[str, int] = field(default_factory=dict[str, int])
@@ -45,17 +70,31 @@ class Heart:
     used: int = 0
     read_at: float = float("-inf")
 
+    def identify(self) -> Claim:
+        """Find out whose page it is, as long as that is not certain, or not any more."""
+        if self.claim is Claim.TRUE and self.process is not None and self.process.is_running():
+            return self.claim
+        self.claim, self.process = Claim.FALSE, None
+        with suppress(psutil.Error, ValueError, OverflowError):
+            process = psutil.Process(self.pid)  # first: so it is this one that is asked about
+            self.claim, self.process = claim(self.pid, self.file), process
+        return self.claim
+
     def due(self, loop: str) -> float:
         """When the next beat of ``loop`` is due; 0.0 if none is. Raises ``OSError``."""
-        return self._value(self.due_slots[loop])
+        due = self._value(self.due_slots[loop])
+        return due if due >= self.since else 0.0
 
     def thread(self, loop: str) -> int:
-        """The native id of the thread that runs ``loop``. Raises ``OSError``."""
-        return int(self._value(self.thread_slots[loop]))
+        """The native id of the thread that runs ``loop``, or 0. Raises ``OSError``."""
+        native_id = self._value(self.thread_slots[loop])
+        return int(native_id) if 0 < native_id <= _MOST_THREAD else 0
 
     def _value(self, slot: int) -> float:
+        """What is in a slot; 0.0 where there is none, or no number in it."""
         raw = os.pread(self.file, 8, 8 * slot)
-        return _SLOT.unpack(raw)[0] if len(raw) == _SLOT.size else 0.0
+        value: float = _SLOT.unpack(raw)[0] if len(raw) == _SLOT.size else 0.0
+        return value if isfinite(value) else 0.0
 
     def read(self, now: float) -> None:
         """Learn of loops and endpoints that are new. Raises ``OSError`` or ``PageError``."""
@@ -65,17 +104,25 @@ class Heart:
         header = read_header(os.pread(self.file, HEADER_BYTES, 0), os.fstat(self.file).st_size)
         if header.used == self.used:
             return
-        self.reader.update(read_open(self.file, self.path))
-        self.used = header.used
-        for series in self.reader.series[self.parsed :]:
-            if series.metric.name == BEAT_DUE.name:
-                self.due_slots[series.labels[0]] = series.runs[0][0]
-            elif series.metric.name == THREAD.name:
-                self.thread_slots[series.labels[0]] = series.runs[0][0]
-            elif series.metric.name == ENDPOINT.name:
-                file, function, line, route = series.labels
-                self.endpoints.setdefault((file, function), []).append((int(line), route))
-        self.parsed = len(self.reader.series)
+        self.used = header.used  # what cannot be read is not read again until there is more
+        try:
+            self.reader.update(read_open(self.file, self.path))
+        finally:
+            for series in self.reader.series[self.parsed :]:
+                self._learn(series)
+            self.parsed = len(self.reader.series)
+
+    def _learn(self, series: Series) -> None:
+        match series.metric.name, series.labels:
+            case BEAT_DUE.name, (loop,):
+                self.due_slots[loop] = series.runs[0][0]
+            case THREAD.name, (loop,):
+                self.thread_slots[loop] = series.runs[0][0]
+            case ENDPOINT.name, (file, function, line, route):
+                if line.isdecimal() and len(line) <= _MOST_DIGITS:
+                    self.endpoints.setdefault((file, function), []).append((int(line), route))
+            case _:
+                pass
 
     def route_of(self, file: str, function: str, line: int) -> str:
         """The route that code serves; "" where it serves none, or several."""
@@ -103,7 +150,7 @@ class Heartbeats:
             with suppress(OSError, PageError):
                 self._begin(path)
         for heart in self.hearts.values():
-            with suppress(OSError, PageError, ValueError):
+            with suppress(OSError, PageError):
                 heart.read(now)
         return gone
 
@@ -114,7 +161,8 @@ class Heartbeats:
         except BaseException:
             os.close(file)
             raise
-        self.hearts[path] = Heart(header.pid, path, file)
+        heart = self.hearts[path] = Heart(header.pid, path, file, header.created)
+        heart.identify()
 
     def overdue(self, now: float, patience: float) -> Iterator[tuple[Heart, str, float]]:
         """Loops that should have beaten ``patience`` seconds ago or earlier, with when."""

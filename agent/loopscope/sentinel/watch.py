@@ -19,6 +19,7 @@ from itertools import count
 from typing import Any
 
 from loopscope.core.budget import OVERFLOW
+from loopscope.core.claim import Claim
 from loopscope.core.clock import Clock
 from loopscope.core.group import Group
 from loopscope.core.stacks import UserCode
@@ -122,8 +123,9 @@ class Watch:
 
     @property
     def pids(self) -> list[int]:
-        """The workers that were alive at the latest look."""
-        return sorted({heart.pid for heart in list(self._heartbeats.hearts.values())})
+        """The workers that were alive at the latest look; no process that a page only names."""
+        hearts = list(self._heartbeats.hearts.values())
+        return sorted({heart.pid for heart in hearts if heart.claim is not Claim.FALSE})
 
     def stalls(self) -> list[dict[str, Any]]:
         """What has been seen, as ``/api/stalls`` shows it. From any thread."""
@@ -173,6 +175,7 @@ class Watch:
         """Look once; what came of it."""
         pid = hang.heart.pid
         try:
+            _see_whose_it_is(hang.heart)
             threads = self._dump(pid)
             if self._clock.now() - hang.due >= _NATIVE_AFTER and not hang.native:
                 hang.native = _innermost(self._dump(pid, native=True), hang.thread)
@@ -254,6 +257,16 @@ class Watch:
 
     def _record(self, hang: Hang, now: float) -> Stall:
         return hang.record(self._clock, now, in_progress=True)
+
+
+def _see_whose_it_is(heart: Heart) -> None:
+    """Raises ``NotAllowedError`` where the process is not the page's own."""
+    if heart.identify() is Claim.FALSE:
+        raise NotAllowedError(
+            f"process {heart.pid} is not looked into, as it has not locked the page that bears its "
+            "number; workers in several containers need one process namespace (Kubernetes: "
+            "shareProcessNamespace: true) to be seen"
+        )
 
 
 def _innermost(threads: list[SeenThread], native_id: int) -> str:
