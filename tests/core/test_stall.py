@@ -95,6 +95,26 @@ def test_what_a_worker_cannot_know_is_taken_from_outside() -> None:
     assert stall["route"] == "/f"
 
 
+def test_a_thread_that_a_worker_could_not_see_is_named_in_its_record() -> None:
+    """It knows that the interpreter was kept from it; by whom shows from outside."""
+    own = note("own", worker="7", cause="gil_contention", evidence={"cpu_s": 0.1})
+    thief = {"thread_name": "cruncher", "thread_location": "app.py:9 crunch"}
+    (stall,) = joined([own, seen(cause="gil_contention", location="", evidence=thief)])
+    assert stall["evidence"] == {"cpu_s": 0.1, **thief}
+    unknowing = note("own", worker="7", cause="unknown")
+    (stall,) = joined([unknowing, seen(cause="gil_contention", location="", evidence=thief)])
+    assert (stall["cause"], stall["evidence"]) == ("gil_contention", thief)
+
+
+@pytest.mark.parametrize("keeps_gil", [True, False])
+def test_a_worker_is_not_believed_about_what_it_cannot_have_seen(*, keeps_gil: bool) -> None:
+    """The call that blocked kept the interpreter too: what its watchdog saw came afterwards."""
+    own = note("own", worker="7", cause="blocking_call", location="app.py:4 innocent")
+    outside = {**SEEN, "keeps_gil": keeps_gil}
+    (stall,) = joined([own, seen(cause="blocking_call", outside=outside)])
+    assert stall["location"] == ("app.py:3 f" if keeps_gil else "app.py:4 innocent")
+
+
 def test_a_doubtful_look_does_not_unsettle_a_verdict() -> None:
     """What was seen is kept beside what the worker knows."""
     own = note("own", worker="7", cause="gc")

@@ -9,6 +9,8 @@ import threading
 from asyncio import base_events, events
 from pathlib import Path
 
+import pytest
+
 from loopscope.core.stacks import UserCode
 from loopscope.sentinel.pyspy import SeenFrame, SeenThread
 from loopscope.sentinel.view import Books, View, viewed
@@ -30,8 +32,14 @@ MATCHES = (*STEP, *REPORT, SeenFrame("match", re.__file__, 166))
 WORKS = (SeenFrame("Thread.run", threading.__file__, 9), SeenFrame("crunch", HERE, 7))
 
 
-def thread(native_id: int, frames: tuple[SeenFrame, ...], *, owns_gil: bool = False) -> SeenThread:
-    return SeenThread("cruncher", native_id, owns_gil, active=True, frames=frames)
+def thread(
+    native_id: int,
+    frames: tuple[SeenFrame, ...],
+    *,
+    owns_gil: bool = False,
+    active: bool = True,
+) -> SeenThread:
+    return SeenThread("cruncher", native_id, owns_gil, active, frames)
 
 
 def route_of(file: str, function: str, line: int) -> str:
@@ -56,8 +64,31 @@ def test_code_that_keeps_the_interpreter_is_blamed() -> None:
 def test_a_call_that_blocks_is_told_from_one_that_computes() -> None:
     """By what the kernel knows of the thread, whether it has let go of the interpreter or not."""
     for owns_gil in (False, True):
-        view = seen(thread(LOOP, MATCHES, owns_gil=owns_gil), books=SLEEPS)
+        view = seen(thread(LOOP, MATCHES, owns_gil=owns_gil, active=False), books=SLEEPS)
         assert (view.cause, view.route) == ("blocking_call", "/report")
+        assert view.keeps_gil == owns_gil
+
+
+@pytest.mark.parametrize(("books", "active"), [(SLEEPS, True), (COMPUTES, False)])
+def test_what_comes_after_a_stall_is_innocent(books: Books, *, active: bool) -> None:
+    """It blocked all along and computes now, or the other way round: so that was another line."""
+    view = seen(thread(LOOP, MATCHES, owns_gil=True, active=active), books=books)
+    assert (view.cause, view.location, view.route) == ("unknown", "", "")
+    assert view.leaf.endswith("match")
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_without_books_the_line_that_is_seen_is_believed(*, active: bool) -> None:
+    """There are none but on Linux."""
+    view = seen(thread(LOOP, MATCHES, owns_gil=True, active=active), books=Books())
+    assert view.location
+
+
+def test_a_thread_that_takes_turns_with_the_loop_is_no_thief() -> None:
+    """Each of two that compute has the interpreter half of the time, whoever is seen with it."""
+    threads = thread(LOOP, MATCHES), thread(OTHER, WORKS, owns_gil=True)
+    view = seen(*threads, books=Books(computing=0.5, lasted=1.0))
+    assert (view.cause, view.thread, view.location) == ("unknown", "", "")
 
 
 def test_a_thread_that_keeps_the_interpreter_is_named() -> None:

@@ -152,12 +152,12 @@ def _join(seen: dict[str, Any], own: Iterable[dict[str, Any]]) -> bool:
     if _overlap(seen, stall) < _SAME * shorter:
         return False
     stall["outside"] = seen["outside"]
-    if stall["cause"] in _DOUBTFUL and seen["cause"] not in _DOUBTFUL:
+    if _is_seen_better(seen, stall):
         stall.update({name: seen[name] for name in ("cause", "location", "leaf")})
         stall["evidence"] = {**stall["evidence"], **seen["evidence"]}
-    for name in ("route", "location"):
-        if not stall[name] and stall["cause"] == seen["cause"]:
-            stall[name] = seen[name]
+    if stall["cause"] == seen["cause"]:
+        stall.update({name: stall[name] or seen[name] for name in ("route", "location")})
+        stall["evidence"] = {**seen["evidence"], **stall["evidence"]}
     if stall["in_progress"]:
         stall["duration_s"] = max(stall["duration_s"], seen["duration_s"])
     return True
@@ -165,8 +165,18 @@ def _join(seen: dict[str, Any], own: Iterable[dict[str, Any]]) -> bool:
 
 _SAME = 0.5
 """Two records of one worker that have so much of the shorter one in common are of one stall."""
-_DOUBTFUL = ("unknown", "starved", "gil_contention")
-"""Causes that are seen better from outside."""
+_CERTAINTY = {"unknown": 0, "starved": 1, "gil_contention": 1}
+"""Of causes that are seen better from outside; all others are 2."""
+
+
+def _is_seen_better(seen: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether what was ``seen`` from outside is to be believed where a worker's ``own`` differs.
+
+    While its own thread keeps the interpreter, a worker sees nothing but what came afterwards.
+    """
+    if seen["cause"] == own["cause"] == "blocking_call":
+        return bool(seen["location"] and seen["outside"].get("keeps_gil"))
+    return _CERTAINTY.get(seen["cause"], 2) > _CERTAINTY.get(own["cause"], 2)
 
 
 def _overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:

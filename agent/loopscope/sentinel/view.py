@@ -4,6 +4,10 @@ py-spy lists all threads of the process, each with its stack, and which of them 
 The one that has it keeps it from the loop, unless it is the loop's own. Where none has it, the loop
 has let go of it in a call that blocks; or it has not, and waits: for the interpreter or a CPU. Then
 there is no line to blame, nor is there where the loop's thread was not given a CPU.
+
+A look shows a moment, and the kernel's books tell of all the time until then. A thread that is on a
+CPU although it has hardly used any, or off it although it has used it all, is at something else
+than what took the time: it is just about to come round, and its line is innocent.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ RouteOf = Callable[[str, str, int], str]
 
 _COMPUTES = 0.5
 """A thread that uses so much of the time in which it may run computes."""
+_HARDLY = 0.2
+"""One that uses less of it hardly computes; one that computes all the time leaves less over."""
 _STARVES = 0.5
 """One that waits for a CPU for so much of the time, and has used next to none, is not to blame."""
 
@@ -45,10 +51,16 @@ class Books:
             return cls()
         return cls(after[0] - before[0], after[1] - before[1], lasted)
 
-    def computes(self) -> bool:
-        """Whether the thread was busy, as far as it was let."""
+    def computes(self, share: float = _COMPUTES) -> bool:
+        """Whether the thread was busy for such a ``share`` of the time, as far as it was let."""
         able = self.lasted - self.waiting
-        return able > 0 and self.computing >= _COMPUTES * able
+        return able > 0 and self.computing >= share * able
+
+    def contradict(self, *, active: bool) -> bool:
+        """Whether a thread seen on a CPU, or off it, has spent hardly any of the time so."""
+        if self.lasted <= 0:
+            return False  # there are no books
+        return self.computes(1.0 - _HARDLY) if not active else not self.computes(_HARDLY)
 
     def starves(self, threshold: float) -> bool:
         """Whether the thread would have been done in less than ``threshold`` seconds, if let."""
@@ -67,6 +79,8 @@ class View:
     thread: str = ""
     native_id: int = 0
     thread_location: str = ""
+    keeps_gil: bool = False
+    """Whether the loop's own thread blocks and keeps the interpreter: nobody else can have seen."""
     frames: tuple[str, ...] = ()
     """The stack of the thread that is to blame, or else the loop's; outermost first."""
 
@@ -79,6 +93,7 @@ class View:
             "leaf": self.leaf,
             "thread": self.thread,
             "thread_location": self.thread_location,
+            "keeps_gil": self.keeps_gil,
             "frames": list(self.frames),
         }
 
@@ -100,22 +115,26 @@ def viewed(
     owner = next((thread for thread in by_id.values() if thread.owns_gil), None)
     if mine is None:
         return View("unknown")
-    if owner is not None and owner is not mine:
+    if owner is not None and owner is not mine and not books.computes(_HARDLY):
         return _contention(owner, mine, users, route_of)
     stack = as_stack(mine.frames)
     place = users.find(stack)
     described = users.described(stack)
     if books.starves(threshold):
         return View("starved", frames=described, leaf=users.leaf(stack))
-    if owner is None and (place is None or books.computes()):
+    has_none = owner is None and (place is None or books.computes())
+    takes_turns = owner is not None and owner is not mine
+    if has_none or takes_turns or books.contradict(active=mine.active):
         return View("unknown", frames=described, leaf=users.leaf(stack))
+    computes = books.computes()
     return View(
-        "cpu" if books.computes() else "blocking_call",
+        "cpu" if computes else "blocking_call",
         location=users.location(stack),
         label=users.label(stack),
         leaf=users.leaf(stack),
         route=_route(mine.frames, route_of),
         frames=described,
+        keeps_gil=owner is mine and not computes,
     )
 
 
