@@ -221,3 +221,14 @@ def test_looks_are_limited(start: Callable[..., Watched], monkeypatch: pytest.Mo
     assert watched.watch.looks["limited"] >= 2
     assert watched.watch.looks["seen"] + watched.watch.looks["late"] == 2
     assert len(watched.watch.stalls()) == 4
+
+
+def test_what_lasts_is_looked_at_however_much_there_was_before(
+    start: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short stalls may use up their looks: those that are kept back are for a hang."""
+    monkeypatch.setattr("loopscope.sentinel.watch._LOOKS_A_MINUTE", 0)
+    watched = start()
+    stalls = watched.after("/block/2.0")
+    assert watched.watch.looks["limited"] >= 1
+    assert any(stall["location"].endswith("block") for stall in stalls)

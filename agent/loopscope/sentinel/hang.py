@@ -10,7 +10,7 @@ from loopscope.core.stall import Stall
 from loopscope.sentinel.heartbeats import Heart
 from loopscope.sentinel.view import Books, Schedule, View
 
-LOOKS = (0.05, 0.25, 1.0, 3.0, 10.0)
+LOOKS = (0.03, 0.25, 1.0, 3.0, 10.0)
 """Seconds after which a beat that is due and does not come is a reason to look, again and again."""
 EVERY = 30.0
 """And from then on."""

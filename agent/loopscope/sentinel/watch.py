@@ -44,6 +44,8 @@ _LATE = 0.03
 _LISTING = 0.25
 """Seconds between two looks for workers that come and go."""
 _LOOKS_A_MINUTE = 60
+_MORE_LOOKS = 20
+"""On top of that, for hangs alone: many short stalls must not hide one that is none."""
 _NATIVE_AFTER = 3.0
 """Seconds after which a hang is worth stopping the process for, to see C code as well."""
 _SAID_AFTER = 1.0
@@ -169,7 +171,9 @@ class Watch:
 
     def _look(self, hang: Hang) -> None:
         hang.tried += 1
-        self.looks[self._seen(hang) if self._may_look() else "limited"] += 1
+        lasts = self._clock.now() - hang.due >= _SAID_AFTER
+        most = _LOOKS_A_MINUTE + (_MORE_LOOKS if lasts else 0)
+        self.looks[self._seen(hang) if self._may_look(most) else "limited"] += 1
 
     def _seen(self, hang: Hang) -> str:
         """Look once; what came of it."""
@@ -200,11 +204,12 @@ class Watch:
         hang.add(view)
         return "seen"
 
-    def _may_look(self) -> bool:
+    def _may_look(self, most: int) -> bool:
+        """Whether there were fewer than ``most`` in the last minute; then this one counts."""
         now = self._clock.now()
         while self._recent and now - self._recent[0] > 60.0:
             self._recent.popleft()
-        if len(self._recent) >= _LOOKS_A_MINUTE:
+        if len(self._recent) >= most:
             return False
         self._recent.append(now)
         return True
