@@ -61,10 +61,14 @@ class Hang:
         return Books.between(self.before, after, now - self.noticed)
 
     def view(self) -> View:
-        """Of the looks that see the cause as the latest does, for it knows most: what most saw."""
+        """Of the looks that see the cause as the latest does, for it knows most: what most saw.
+
+        One that saw no cause knows nothing.
+        """
         if not self.views:
             return View("unknown")
-        agreed = [view for view in self.views if view.cause == self.views[-1].cause]
+        informed = [view for view in self.views if view.cause != "unknown"] or self.views
+        agreed = [view for view in informed if view.cause == informed[-1].cause]
         places = Counter((view.location, view.thread_location) for view in agreed)
         most, _ = places.most_common(1)[0]
         return next(v for v in reversed(agreed) if (v.location, v.thread_location) == most)
