@@ -100,7 +100,7 @@ def running_as_nobody(code: str) -> Iterator[subprocess.Popen[str]]:
     """``code``, run by the user nobody from the start; skipped where that is not possible."""
     yield from _until_left(
         subprocess.Popen(
-            [_public_python(), "-c", code],
+            [public_python(), "-c", code],
             stdout=subprocess.PIPE, text=True, cwd="/", user=NOBODY, group=NOBODY, extra_groups=[],
         )
     )  # fmt: skip
@@ -138,7 +138,7 @@ def _until_left(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str
             process.send_signal(signal.SIGKILL)
 
 
-def _public_python() -> str:
+def public_python() -> str:
     """A Python that other users may run: ours may be in somebody's home."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
