@@ -66,8 +66,12 @@ class Freeze:
         return any(self._is(thread, line) for thread, line in _named(stall))
 
     def is_wrong(self, stall: Shown) -> bool:
-        """Whether a record, or what was seen from outside as told in it, accuses anybody else."""
-        return any(not self._is(thread, line) for thread, line in _named(stall))
+        """Whether what was seen from outside accuses anybody else."""
+        return not all(self._is(*named) for named in _named_outside(stall["outside"]))
+
+    def is_told_wrong(self, stall: Shown) -> bool:
+        """Whether the record itself does, be it for what its worker has seen."""
+        return not all(self._is(*named) for named in _named_by_record(stall))
 
     def _is(self, thread: str, line: str) -> bool:
         place = line.partition(" ")[0].rpartition("/")[2]
@@ -93,6 +97,10 @@ class Freeze:
 def _named(stall: Shown) -> Iterable[tuple[str, str]]:
     """All that a record accuses: each a thread, "" for the loop's, and a line."""
     yield from _named_outside(stall["outside"])
+    yield from _named_by_record(stall)
+
+
+def _named_by_record(stall: Shown) -> Iterable[tuple[str, str]]:
     if stall["location"]:
         yield "", stall["location"]
     evidence = stall["evidence"]
@@ -115,6 +123,7 @@ class Tally:
     disturbed: int
     seen: int
     wrong: int
+    told_wrong: int
     route: int
     one: int
     errors: Sequence[float]
@@ -129,6 +138,7 @@ class Tally:
             disturbed=sum(each.is_disturbed for each in freezes),
             seen=sum(each.is_seen for each in freezes),
             wrong=sum(any(map(each.is_wrong, each.shown)) for each in freezes),
+            told_wrong=sum(any(map(each.is_told_wrong, each.shown)) for each in freezes),
             route=sum(any(s["route"] == each.route for s in each.shown) for each in freezes),
             one=sum(len(each.shown) == 1 for each in freezes),
             errors=[each.error for each in freezes if each.error is not None],

@@ -52,6 +52,9 @@ _LOOKS_A_MINUTE = 45
 """Of the 60 that the sentinel allows itself: so that its limit is not what is measured."""
 _MOST_LOOKS = 5
 """That one freeze of ours can be worth."""
+_COLUMNS = (
+    "freeze", "disturbed", "seen", "wrong", "told wrong", "route", "one", "error", "shown", "named",
+)  # fmt: skip
 _LONG_MS = 150
 """From here on a line is promised."""
 _POLL = 0.05
@@ -194,17 +197,18 @@ def _report(freezes: Sequence[Freeze]) -> None:
                 if some:
                     rows.append((f"{kind}, {ms} ms", *_columns(Tally.of(some))))
         table(
-            f"{loop}: of so many, seen from outside with the right line; anybody else accused; "
-            "the right route; one record of it; error of its length; until /api/stalls has it, and "
-            "has the line (ms, median and worst). Disturbed: waited for a CPU themselves",
-            ["freeze", "disturbed", "seen", "wrong", "route", "one", "error", "shown", "named"],
+            f"{loop}: of so many, those that waited for a CPU themselves; seen from outside with "
+            "the right line; somebody else accused there, or by the rest of the record; the right "
+            "route; one record of it; error of its length; until /api/stalls has it, and has the "
+            "line (ms, median and worst)",
+            _COLUMNS,
             rows,
         )
     _judge(freezes)
 
 
 def _columns(tally: Tally) -> list[str]:
-    counts = [tally.disturbed, tally.seen, tally.wrong, tally.route, tally.one]
+    counts = [tally.disturbed, tally.seen, tally.wrong, tally.told_wrong, tally.route, tally.one]
     times = [tally.errors, tally.shown_after, tally.named_after]
     return [f"{count}/{tally.count}" for count in counts] + [_middle(each) for each in times]
 
@@ -230,9 +234,13 @@ def _judge(freezes: Sequence[Freeze]) -> None:
             f" line ({low:.1%} to {high:.1%})"
         )
     console.print(f"not counted, as they waited for a CPU themselves: {disturbed}")
-    wrong = Tally.of(freezes).wrong
-    low, high = wilson(wrong, len(freezes))
-    console.print(f"somebody else accused: {wrong} of {len(freezes)} (0 to {high:.1%})\n")
+    tally = Tally.of(freezes)
+    for who, wrong in (("from outside", tally.wrong), ("by the record itself", tally.told_wrong)):
+        low, high = wilson(wrong, len(freezes))
+        console.print(
+            f"somebody else accused {who}: {wrong} of {len(freezes)} ({low:.1%} to {high:.1%})"
+        )
+    console.print()
 
 
 if __name__ == "__main__":

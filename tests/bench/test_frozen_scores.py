@@ -43,13 +43,18 @@ def test_what_the_worker_says_itself_is_not_seen_from_outside() -> None:
 
 
 def test_any_other_line_is_an_accusation() -> None:
-    """Whoever makes it, and wherever in the record it stands."""
+    """Told apart by who makes it: who looked from outside, or the worker."""
+
+    def accusations(*answers: dict[str, Any]) -> tuple[int, int]:
+        found = tally(freeze(), *answers)
+        return found.wrong, found.told_wrong
+
     other = "app/service.py:8 g"
-    assert tally(freeze(), shown(location=other)).wrong == 1
-    assert tally(freeze(), shown(location=LINE, outside=outside(location=other))).wrong == 1
+    assert accusations(shown(location=other)) == (0, 1)
+    assert accusations(shown(location=LINE, outside=outside(location=other))) == (1, 0)
     thief = {"thread_name": "thief", "thread_location": LINE}
-    assert tally(freeze(), shown(evidence=thief)).wrong == 1
-    assert tally(freeze()).wrong == tally(freeze(), shown()).wrong == 0
+    assert accusations(shown(evidence=thief)) == (0, 1)
+    assert accusations() == accusations(shown()) == (0, 0)
 
 
 def test_a_thread_has_to_be_named_with_its_line() -> None:
@@ -58,7 +63,7 @@ def test_a_thread_has_to_be_named_with_its_line() -> None:
     found = tally(freeze(thread="thief", route=""), shown(outside=seen))
     assert (found.seen, found.wrong, found.route) == (1, 0, 1)
     found = tally(freeze(thread="thief"), shown(location=LINE))
-    assert (found.seen, found.wrong) == (0, 1)
+    assert (found.seen, found.told_wrong) == (0, 1)
 
 
 def test_a_record_of_another_worker_or_moment_is_not_of_it() -> None:
