@@ -101,6 +101,10 @@ def test_a_thread_that_a_worker_could_not_see_is_named_in_its_record() -> None:
     thief = {"thread_name": "cruncher", "thread_location": "app.py:9 crunch"}
     (stall,) = joined([own, seen(cause="gil_contention", location="", evidence=thief)])
     assert stall["evidence"] == {"cpu_s": 0.1, **thief}
+    late = {"thread_name": "cruncher", "thread_location": "app.py:10 crunch"}
+    own = note("own", worker="7", cause="gil_contention", evidence=late)
+    (stall,) = joined([own, seen(cause="gil_contention", location="", evidence=thief)])
+    assert stall["evidence"] == thief
     unknowing = note("own", worker="7", cause="unknown")
     (stall,) = joined([unknowing, seen(cause="gil_contention", location="", evidence=thief)])
     assert (stall["cause"], stall["evidence"]) == ("gil_contention", thief)

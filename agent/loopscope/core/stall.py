@@ -157,7 +157,8 @@ def _join(seen: dict[str, Any], own: Iterable[dict[str, Any]]) -> bool:
         stall["evidence"] = {**stall["evidence"], **seen["evidence"]}
     if stall["cause"] == seen["cause"]:
         stall.update({name: stall[name] or seen[name] for name in ("route", "location")})
-        stall["evidence"] = {**seen["evidence"], **stall["evidence"]}
+        # Of a thread that keeps the interpreter the worker sees what it does next.
+        stall["evidence"] = {**stall["evidence"], **seen["evidence"]}
     if stall["in_progress"]:
         stall["duration_s"] = max(stall["duration_s"], seen["duration_s"])
     return True
