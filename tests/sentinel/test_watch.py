@@ -148,7 +148,7 @@ def test_a_loop_that_awaits_or_rests_does_not_hang(watched: Watched) -> None:
 def test_a_hang_is_seen_while_it_lasts_and_noted(watched: Watched) -> None:
     """And noted each time it has been looked at: whoever reads that later knows as much."""
     watched.do("/hang")
-    assert watched.until(lambda: any(stall["route"] for stall in watched.watch.stalls()))
+    assert watched.until(lambda: any(note["route"] for note in watched.notes))
     (stall,) = watched.watch.stalls()
     assert stall["in_progress"]
     assert stall["duration_s"] <= watched.watch.held()[str(watched.process.pid)]

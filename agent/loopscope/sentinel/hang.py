@@ -36,6 +36,7 @@ class Hang:
     """Why the kernel does not let us look."""
     native: str = ""
     """The innermost function of C code that was seen."""
+    has_been_noted: bool = False
     has_been_said: bool = False
 
     def is_time_to_look(self, now: float) -> bool:

@@ -159,8 +159,10 @@ class Watch:
         if hang is None:
             hang = self.hangs[heart, loop] = self._noticed(heart, loop, due)
         now = self._clock.now()
-        if hang.is_time_to_look(now):
+        has_news = hang.is_time_to_look(now)
+        if has_news:
             self._look(hang)
+        if has_news or not hang.has_been_noted:
             self._tell(hang)
 
     def _noticed(self, heart: Heart, loop: str, due: float) -> Hang:
@@ -220,6 +222,7 @@ class Watch:
         if now - hang.due < self._threshold:
             return
         stall = self._record(hang, now)
+        hang.has_been_noted = True
         self._note(as_json(stall))
         if now - hang.due >= _SAID_AFTER and not hang.has_been_said:
             hang.has_been_said = True
