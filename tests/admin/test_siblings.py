@@ -260,6 +260,26 @@ def test_a_frozen_worker_is_named_and_costs_its_time_once(
     assert figures.requests(100)["in_flight"] == 2
 
 
+def test_one_that_begins_to_hang_is_given_up(
+    figures: Figures, pair: list[Worker], home: Path
+) -> None:
+    """Whoever knows of it does not wait until time is up."""
+    first, second = pair
+    looks: list[str] = []
+
+    def hang() -> list[str]:
+        looks.append("")
+        return [first.name] if len(looks) > 5 else []
+
+    others = Siblings(Group(home, Clock(), own=lambda: None), Faults(), hang)
+    with first.frozen():
+        before = time.monotonic()
+        told = others.ask("requests", {"limit": "1"}, 60.0)
+        assert time.monotonic() - before < 30.0
+    assert told.silent == [first.name]
+    assert [worker for worker, _ in told.answers] == [second.name]
+
+
 def test_a_worker_that_speaks_another_language_is_silent() -> None:
     """One of another version, say: nothing it said is half understood."""
     told = Told([("1", {"in_flight": 1}), ("2", {"requests": 2}), ("3", {"in_flight": "many"})])
@@ -300,8 +320,9 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
 
 
 def serve(directory: Path, **settings: Any) -> None:
-    """Be a worker of ``directory``."""
+    """Be a worker of ``directory``, whom others can ask."""
     asyncio.run(call(Loopscope(hello, directory=directory, **settings)))
+    assert eventually(lambda: any(directory.glob(f"{os.getpid()}-*.sock")))
 
 
 def url() -> str:

@@ -16,7 +16,7 @@ import pytest
 from loopscope.core.clock import Clock
 from loopscope.core.group import Group
 from loopscope.core.stacks import UserCode
-from loopscope.sentinel.pyspy import NotAllowedError, PySpyError, SeenThread
+from loopscope.sentinel.pyspy import NotAllowedError, PySpyError, SeenThread, dump
 from loopscope.sentinel.watch import Dump, Watch
 from tests.e2e.running import PATIENCE, ROOT
 
@@ -221,6 +221,36 @@ def test_looks_are_limited(start: Callable[..., Watched], monkeypatch: pytest.Mo
     assert watched.watch.looks["limited"] >= 2
     assert watched.watch.looks["seen"] + watched.watch.looks["late"] == 2
     assert len(watched.watch.stalls()) == 4
+
+
+def test_looks_that_fail_are_not_taken_again_and_again(
+    start: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may take seconds, in which nobody else is watched."""
+    monkeypatch.setattr("loopscope.sentinel.hang.LOOKS", (0.03, 0.05, 0.07, 0.09, 0.11, 0.13))
+    watched = start(look=broken)
+    watched.do("/hang")
+    assert watched.until(lambda: watched.watch.looks.total() >= 5)
+    assert watched.watch.looks["failed"] == 3
+    assert watched.watch.looks["limited"] >= 2
+
+
+def sees_no_c(pid: int, *, native: bool = False) -> list[SeenThread]:
+    if native:
+        raise PySpyError("no symbols")
+    return dump(pid)
+
+
+def test_c_code_that_cannot_be_seen_costs_nothing_else(
+    start: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen without stopping the process stands."""
+    monkeypatch.setattr("loopscope.sentinel.watch._NATIVE_AFTER", 0.2)
+    watched = start(look=sees_no_c)
+    watched.do("/hang")
+    assert watched.until(lambda: any(stall["route"] for stall in watched.watch.stalls()))
+    assert watched.until(lambda: watched.watch.looks["seen"] >= 3)
+    assert not watched.watch.looks["failed"]
 
 
 def test_what_lasts_is_looked_at_however_much_there_was_before(

@@ -53,8 +53,15 @@ async def served(app: Console, bound: socket.socket) -> AsyncGenerator[None]:
         yield
     finally:
         server.close()
+        await _turns()  # until who was just accepted is a connection
         for connection in list(state.connections):
             connection.shutdown()
         for connection in list(state.connections):
             connection.transport.abort()
+        await _turns()
+
+
+async def _turns() -> None:
+    """Let the loop come round a few times: asyncio accepts, and closes, in several steps."""
+    for _ in range(5):
         await asyncio.sleep(0)

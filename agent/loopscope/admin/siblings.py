@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ PATIENCE = 0.3
 """Seconds a worker has for its answer, as a rule."""
 PATIENCE_FOR_METRICS = 1.0
 """The same where a figure that is missing would be a gap in somebody's graph."""
+_GLANCE = 0.05
+"""Seconds between two looks at whether a worker hangs that has been asked."""
 _AT_ONCE = 256
 """Workers asked at a time: each takes a descriptor."""
 _MOST_BYTES = 32 * 1024 * 1024
@@ -56,7 +59,7 @@ class Told:
 class Siblings:
     """The other workers of ``group``. One thread, and none that runs an event loop.
 
-    ``hang`` says which of them, by their numbers, need not be asked: they are silent.
+    ``hang`` says which of them, by their numbers, need not be waited for: they are silent.
     """
 
     def __init__(
@@ -75,47 +78,60 @@ class Siblings:
         target = f"/own/{quote(part)}{query}"
         try:
             living = self._group.living()
-            silent = [worker for worker in self._hang() if worker in living.values()]
-            asked = {path: worker for path, worker in living.items() if worker not in silent}
-            told = _asked(self._group.directory, asked, target, patience or PATIENCE)
-            told.silent += silent
-            return told
+            return self._asked(living, target, patience or PATIENCE) if living else Told()
         except Exception as error:  # no descriptors left for a loop
             self._faults.report("workers", error)
             return Told()
 
+    def _asked(self, living: Mapping[Path, str], target: str, patience: float) -> Told:
+        # Not asyncio.run: the service's policy would choose the loop.
+        with (
+            reachable(self._group.directory) as folder,
+            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
+        ):
+            workers = [
+                (worker, f"{folder}/{path.with_suffix(SOCKET).name}")
+                for path, worker in living.items()
+            ]
+            answers = runner.run(self._ask_all(workers, target, patience))
+        told = Told()
+        for worker, answer in zip(living.values(), answers, strict=True):
+            if answer is None:
+                told.silent.append(worker)
+            else:
+                told.answers.append((worker, answer))
+        return told
 
-def _asked(directory: Path, living: Mapping[Path, str], target: str, patience: float) -> Told:
-    if not living:
-        return Told()
-    # Not asyncio.run: the service's policy would choose the loop.
-    with (
-        reachable(directory) as folder,
-        asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner,
-    ):
-        addresses = [f"{folder}/{path.with_suffix(SOCKET).name}" for path in living]
-        answers = runner.run(_ask_all(addresses, target, patience))
-    told = Told()
-    for worker, answer in zip(living.values(), answers, strict=True):
-        if answer is None:
-            told.silent.append(worker)
-        else:
-            told.answers.append((worker, answer))
-    return told
+    async def _ask_all(
+        self, workers: Iterable[tuple[str, str]], target: str, patience: float
+    ) -> list[Document | None]:
+        line = asyncio.Semaphore(_AT_ONCE)
 
+        async def ask(worker: str, address: str) -> Document | None:
+            async with line:
+                try:
+                    async with asyncio.timeout(patience), self._giving_up_on(worker):
+                        return _parsed(await _ask(address, target))
+                except (OSError, ValueError):  # of which TimeoutError is one
+                    return None
 
-async def _ask_all(addresses: Iterable[str], target: str, patience: float) -> list[Document | None]:
-    line = asyncio.Semaphore(_AT_ONCE)
+        return await asyncio.gather(*(ask(worker, address) for worker, address in workers))
 
-    async def ask(address: str) -> Document | None:
-        async with line:
+    @asynccontextmanager
+    async def _giving_up_on(self, worker: str) -> AsyncGenerator[None]:
+        """End what is inside as if time were up, should ``worker`` hang, or begin to."""
+        async with asyncio.timeout(None) as asking:
+
+            async def watch() -> None:
+                while worker not in self._hang():  # noqa: ASYNC110 - another thread finds out
+                    await asyncio.sleep(_GLANCE)
+                asking.reschedule(asyncio.get_running_loop().time())
+
+            watching = asyncio.create_task(watch())
             try:
-                async with asyncio.timeout(patience):
-                    return _parsed(await _ask(address, target))
-            except (OSError, ValueError):  # of which TimeoutError is one
-                return None
-
-    return await asyncio.gather(*map(ask, addresses))
+                yield
+            finally:
+                watching.cancel()
 
 
 async def _ask(address: str, target: str) -> bytes:

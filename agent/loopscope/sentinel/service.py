@@ -17,7 +17,7 @@ import psutil
 from loopscope.admin.bystander import Bystander
 from loopscope.admin.figures import Figures
 from loopscope.admin.listener import AdminListener
-from loopscope.admin.siblings import Siblings
+from loopscope.admin.siblings import PATIENCE, Siblings
 from loopscope.core.clock import Clock
 from loopscope.core.faults import Faults
 from loopscope.core.group import Group
@@ -62,7 +62,7 @@ class Sentinel:
         self._pages = Bystander(
             self._group, self._clock, self._faults, amend=self._amend, stalls=self._stalls
         )
-        siblings = Siblings(self._group, self._faults, hang=self.watch.held)
+        siblings = Siblings(self._group, self._faults, hang=self._hanging)
         self._listener = AdminListener(
             settings,
             self._faults,
@@ -96,6 +96,10 @@ class Sentinel:
         self.watch.close()
         self._exits.close()
         self._notes.close()
+
+    def _hanging(self) -> list[str]:
+        """Workers that have been held for so long that nobody waits for their answer."""
+        return [worker for worker, held in self.watch.held().items() if held >= PATIENCE]
 
     def _note(self, stall: Mapping[str, Any]) -> None:
         """Keep what was seen for the next reader, should this process be killed as well."""

@@ -46,6 +46,9 @@ _LISTING = 0.25
 _LOOKS_A_MINUTE = 60
 _MORE_LOOKS = 20
 """On top of that, for hangs alone: many short stalls must not hide one that is none."""
+_MOST_FAILURES = 3
+"""Looks in a row that came to nothing, each of which may have taken seconds of the watch's time,
+after which there is one a minute."""
 _NATIVE_AFTER = 3.0
 """Seconds after which a hang is worth stopping the process for, to see C code as well."""
 _SAID_AFTER = 1.0
@@ -92,6 +95,7 @@ class Watch:
         self._over: deque[dict[str, Any]] = deque(maxlen=_KEPT)
         self._ids = count(1)
         self._recent: deque[float] = deque()
+        self._failures = 0
         self._listed = float("-inf")
         self._awaited = float("inf")
         """When the round should begin that comes next."""
@@ -179,12 +183,10 @@ class Watch:
 
     def _seen(self, hang: Hang) -> str:
         """Look once; what came of it."""
-        pid = hang.heart.pid
+        heart = hang.heart
         try:
-            _see_whose_it_is(hang.heart)
-            threads = self._dump(pid)
-            if self._clock.now() - hang.due >= _NATIVE_AFTER and not hang.native:
-                hang.native = _innermost(self._dump(pid, native=True), hang.thread)
+            _see_whose_it_is(heart)
+            threads = self._dump(heart.pid)
         except NotAllowedError as error:
             if not hang.refused:
                 hang.refused = str(error)
@@ -193,25 +195,36 @@ class Watch:
             return "late"
         except PySpyError as error:
             logger.debug("loopscope: %s", error)
+            self._failures += 1
             return "failed"
+        self._failures = 0
         try:
             if hang.beats():
                 return "late"
         except OSError:
             return "late"
 
-        books = hang.books(schedule(pid, hang.thread), self._clock.now())
-        heart = hang.heart
+        now = self._clock.now()
+        books = hang.books(schedule(heart.pid, hang.thread), now)
         view = viewed(threads, hang.thread, books, self._users, heart.route_of, self._threshold)
         hang.add(view)
+        if now - hang.due >= _NATIVE_AFTER and not hang.native:
+            self._look_deeper(hang)
         return "seen"
+
+    def _look_deeper(self, hang: Hang) -> None:
+        """See C code as well, for which the process has to stand still."""
+        try:
+            hang.native = _innermost(self._dump(hang.heart.pid, native=True), hang.thread)
+        except PySpyError as error:
+            logger.debug("loopscope: %s", error)
 
     def _may_look(self, most: int) -> bool:
         """Whether there were fewer than ``most`` in the last minute; then this one counts."""
         now = self._clock.now()
         while self._recent and now - self._recent[0] > 60.0:
             self._recent.popleft()
-        if len(self._recent) >= most:
+        if len(self._recent) >= (1 if self._failures >= _MOST_FAILURES else most):
             return False
         self._recent.append(now)
         return True
