@@ -160,6 +160,17 @@ async def test_routes_that_only_routing_finds_are_told_after_it(page: Page) -> N
     assert read(page) == {"/a": {"item"}}
 
 
+def test_routes_are_walked_again_only_where_there_are_others(page: Page) -> None:
+    """It is asked every second, and routes hardly ever change."""
+    app = Starlette(routes=[Route("/a", item)])
+    resolver = RouteResolver(app)
+    assert resolver.new_endpoints() == [(item, "/a")]
+    assert resolver.new_endpoints() == []
+    app.router.routes.append(Route("/b", other))
+    assert resolver.new_endpoints() == [(item, "/a"), (other, "/b")]
+    assert resolver.new_endpoints() == []
+
+
 def test_applications_without_routes_are_no_trouble(page: Page) -> None:
     """Any ASGI application may be below the middleware."""
     assert written(page, Called(), object()) == {}

@@ -212,6 +212,7 @@ class RouteResolver:
         "_shows_nothing",
         "_slow",
         "_subscribers",
+        "_surveyed",
         "_walked",
     )
 
@@ -229,6 +230,7 @@ class RouteResolver:
         self._slow: dict[tuple[int, int, int, int], tuple[_Traces, tuple[_Place, ...]]] = {}
         self._walked: dict[tuple[object, ...], tuple[object, str]] = {}
         self._indexes: dict[int, _Index] = {}
+        self._surveyed: dict[int, _Index] = {}
         self._subscribers: WeakSet[Memo] = WeakSet()
         self._misses = 0
         self._rebuilds = 0
@@ -261,14 +263,23 @@ class RouteResolver:
             self._report(error)
             return UNKNOWN
 
-    def endpoints(self) -> list[tuple[object, str]]:
+    def new_endpoints(self) -> list[tuple[object, str]]:
         """What the routes lead to, each with its template; not what several routes do.
 
-        Asked anew each time. Routes that can only be found by routing are known after it.
+        All of a router's when it is first asked for, and again once there are other routes than
+        then; so asking costs next to nothing. Routes that only routing finds are known after it.
+        For one thread, which need not be one that resolves.
         """
         used = [index.router for index in list(self._indexes.values())]
-        routers = {id(each): each for each in (_find_router(self._app), *used)}
-        return [found for router in routers.values() for found in _endpoints(router)]
+        found: list[tuple[object, str]] = []
+        for router in (_find_router(self._app), *used):
+            known = self._surveyed.get(id(router))
+            if router is not None and (known is None or known.outdated()):
+                index = _Index(router)
+                _fill(index, router, _TOP, 0)
+                _remember(self._surveyed, id(router), index, _MAX_ROUTERS + 1)
+                found += _endpoints(index)
+        return found
 
     def is_certain(self, matched: object) -> bool:
         """Tell whether a scope with this ``matched_route`` has the same template every time."""
@@ -413,11 +424,7 @@ class RouteResolver:
             return
 
 
-def _endpoints(router: object | None) -> list[tuple[object, str]]:
-    if router is None:
-        return []
-    index = _Index(router)
-    _fill(index, router, _TOP, 0)
+def _endpoints(index: _Index) -> list[tuple[object, str]]:
     return [
         (found, place.template)
         for found, (place, *others) in index.places.values()

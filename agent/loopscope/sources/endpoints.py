@@ -36,17 +36,12 @@ class EndpointsSource:
         self._page = page
         self._resolvers = resolvers
         self._written: set[tuple[str, ...]] = set()
-        self._known: dict[int, int] = {}
-        """How many endpoints a resolver has known."""
 
     def refresh(self) -> None:
         """Write down what is new. Raises ``PageFullError``."""
         for resolver in self._resolvers():
-            found = resolver.endpoints()
-            if self._known.get(id(resolver)) != len(found):
-                self._known[id(resolver)] = len(found)
-                for endpoint, route in found:
-                    self._write(endpoint, route)
+            for endpoint, route in resolver.new_endpoints():
+                self._write(endpoint, route)
 
     def _write(self, endpoint: object, route: str) -> None:
         for code in codes(endpoint):
