@@ -426,11 +426,8 @@ class Agent:
 
     def _note(self, stall: Stall) -> None:
         """Leave word of ``stall`` to the other workers, whatever becomes of this one."""
-        if self._notes is not None and not self.faults.is_off("notes"):
-            try:
-                self._notes.write(as_json(stall))
-            except OSError as error:
-                self.faults.report("notes", error)
+        if self._notes is not None:
+            self._notes.write_or_report(as_json(stall), self.faults)
 
     def _on_stall(self, stall: Stall) -> None:
         self._note(stall)

@@ -20,6 +20,8 @@ from json import dumps, loads  # by name: a service's tests may patch json.dumps
 from pathlib import Path
 from typing import Any, cast
 
+from loopscope.core.faults import Faults
+
 SUFFIX = ".notes"
 OLDER = f"{SUFFIX}.older"
 """What the files end in: the one that is written, and the one that was full."""
@@ -54,6 +56,14 @@ class Notes:
             self._file = os.open(self.path, flags, 0o600)
             self._size = os.fstat(self._file).st_size
         self._size += os.write(self._file, line)
+
+    def write_or_report(self, note: Mapping[str, Any], faults: Faults) -> None:
+        """`write`, on behalf of somebody who has other things to do than to keep notes."""
+        if not faults.is_off("notes"):
+            try:
+                self.write(note)
+            except OSError as error:
+                faults.report("notes", error)
 
     def _turn(self) -> None:
         """Begin a new file."""

@@ -154,7 +154,6 @@ def _join(seen: dict[str, Any], own: Iterable[dict[str, Any]]) -> bool:
     stall["outside"] = seen["outside"]
     if _is_seen_better(seen, stall):
         stall.update({name: seen[name] for name in ("cause", "location", "leaf")})
-        stall["evidence"] = {**stall["evidence"], **seen["evidence"]}
     if stall["cause"] == seen["cause"]:
         stall.update({name: stall[name] or seen[name] for name in ("route", "location")})
         # Of a thread that keeps the interpreter the worker sees what it does next.

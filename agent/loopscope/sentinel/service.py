@@ -27,7 +27,7 @@ from loopscope.core.notes import SUFFIX as NOTES
 from loopscope.core.notes import Notes
 from loopscope.core.stacks import UserCode
 from loopscope.core.stall import Order, in_order, joined, told
-from loopscope.sentinel.watch import TICK, Watch
+from loopscope.sentinel.watch import LISTING, TICK, Watch
 from loopscope.settings import Settings
 from loopscope.sources.exits import Exits
 from loopscope.sources.hangs import LOOKS, SENTINEL_CPU, SENTINEL_MEMORY
@@ -35,9 +35,6 @@ from loopscope.sources.outside import WorkersView
 from loopscope.sources.stalls import IN_PROGRESS, STALL_SECONDS, STALLS
 
 Shown = dict[str, Any]
-
-_IDLE = 0.25
-"""Seconds between two looks at who is alive, where nothing else is looked at."""
 
 
 class Sentinel:
@@ -78,7 +75,7 @@ class Sentinel:
         """
         if self._faults.is_off("watch"):
             self.watch.look_around()
-            return _IDLE
+            return LISTING
         try:
             return self.watch.round()
         except Exception as error:
@@ -103,11 +100,7 @@ class Sentinel:
 
     def _note(self, stall: Mapping[str, Any]) -> None:
         """Keep what was seen for the next reader, should this process be killed as well."""
-        if not self._faults.is_off("notes"):
-            try:
-                self._notes.write(stall)
-            except OSError as error:
-                self._faults.report("notes", error)
+        self._notes.write_or_report(stall, self._faults)
 
     def _stalls(self, order: Order, limit: int) -> list[Shown]:
         """Stalls of all workers, those that they cannot tell of themselves included."""

@@ -41,7 +41,7 @@ _CLOSE_TICK = 0.005
 """Seconds between two rounds until it comes, or has been looked for."""
 _LATE = 0.03
 """Seconds by which a round may be late itself, and still be believed."""
-_LISTING = 0.25
+LISTING = 0.25
 """Seconds between two looks for workers that come and go."""
 _LOOKS_A_MINUTE = 60
 _MORE_LOOKS = 20
@@ -104,7 +104,7 @@ class Watch:
         """Look at all loops once; the seconds until that should be done again."""
         now = self._clock.now()
         is_late = now - self._awaited > _LATE
-        if now - self._listed >= _LISTING:
+        if now - self._listed >= LISTING:
             self.look_around()
         self._end_those_that_beat()
         if not is_late:
