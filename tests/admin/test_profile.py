@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,10 +33,6 @@ from tests.e2e.running import Running, eventually
 from tests.e2e.test_workers import WORKERS, send, uvicorn
 from tests.harness import Server, call
 from tests.sentinel import targets
-
-can_look = pytest.mark.skipif(
-    sys.platform == "darwin" and os.geteuid() != 0, reason="macOS lets only root look"
-)
 
 
 @pytest.fixture
@@ -77,7 +72,7 @@ def failing(*errors: PySpyError) -> Record:
     return record
 
 
-@can_look
+@targets.can_look
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_worker_is_profiled_from_outside(spinning: None, format: Format) -> None:
     """By its own child, in every format, under a name to keep it by."""
@@ -249,7 +244,7 @@ def test_the_busiest_of_several_is_meant_unless_named(tmp_path: Path) -> None:
         assert busiest([asleep.pid]) == asleep.pid
 
 
-@can_look
+@targets.can_look
 @pytest.mark.skipif(not Path("/proc").exists(), reason="workers are found by /proc")
 def test_every_worker_can_be_asked_for(tmp_path: Path) -> None:
     """Whichever of them answers; what they do when there is nothing to do is wait."""

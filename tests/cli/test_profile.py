@@ -19,10 +19,6 @@ from tests.admin.test_listener import running as listening
 from tests.e2e.running import free_port
 from tests.sentinel import targets
 
-can_look = pytest.mark.skipif(
-    sys.platform == "darwin" and os.geteuid() != 0, reason="macOS lets only root look"
-)
-
 
 def profile(folder: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
     """The command, run in ``folder``."""
@@ -46,7 +42,7 @@ def busy(tmp_path: Path) -> Iterator[int]:
         yield process.pid
 
 
-@can_look
+@targets.can_look
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_process_is_recorded_into_a_file(busy: int, tmp_path: Path, format: Format) -> None:
     """Its name is the last thing said, and it shows what the process was doing."""
@@ -59,7 +55,7 @@ def test_a_process_is_recorded_into_a_file(busy: int, tmp_path: Path, format: Fo
     assert json.loads(written)["profiles"] if format == "speedscope" else True
 
 
-@can_look
+@targets.can_look
 def test_a_dash_is_stdout(busy: int, tmp_path: Path) -> None:
     """And then nothing else is on it."""
     options = ["--seconds", "1", "--format", "folded", "-o", "-"]
@@ -70,7 +66,7 @@ def test_a_dash_is_stdout(busy: int, tmp_path: Path) -> None:
     assert "spin" in lines[0]
 
 
-@can_look
+@targets.can_look
 def test_an_agent_can_be_asked_instead(tmp_path: Path) -> None:
     """It knows its workers, and is shown its token."""
     url = listening(token="secret")

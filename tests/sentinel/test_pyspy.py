@@ -33,9 +33,7 @@ from loopscope.sentinel.pyspy import (
 from tests.e2e.running import eventually
 from tests.sentinel import targets
 
-pytestmark = pytest.mark.skipif(
-    sys.platform == "darwin" and os.geteuid() != 0, reason="macOS lets only root look"
-)
+pytestmark = targets.can_look
 
 
 @pytest.fixture
