@@ -53,7 +53,7 @@ system: ## Debian packages the tests use (Prometheus, MariaDB, Redis)
 test: $(STAMP) system
 	$(BIN)/python -m compileall -q agent demo_app tests/e2e
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	tools/run_suite $(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
