@@ -146,7 +146,8 @@ async def test_waits_inside_generators_are_found(work: Work, function: str) -> N
 async def test_of_a_gather_the_slowest_task_is_named() -> None:
     """The one that ended last is what the request waited for; each task's wait is there too."""
     await call(service(gathers))
-    assert waited() == {"gathers": "gather(sleeps)", "sleeps": "sleep"}
+    found = waited()  # the other one's wait as well, on a day when that is long
+    assert (found["gathers"], found["sleeps"]) == ("gather(sleeps)", "sleep")
 
 
 @pytest.mark.real_time
