@@ -193,6 +193,31 @@ def test_a_worker_writes_down_its_figures_unasked_even_if_stalls_are_off(tmp_pat
     assert eventually(lambda: beats() > first)
 
 
+def test_what_takes_long_to_write_down_is_written_down_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose counting takes more than a hundredth of a core does not count every second.
+
+    What that takes all the same is published, next to everything else the watchdog does.
+    """
+    serve(directory=str(tmp_path))
+    found = current_agent()
+    assert found is not None
+    counted: list[float] = []
+
+    def count_a_lot() -> None:
+        counted.append(began := time.thread_time())
+        while time.thread_time() < began + 0.1:
+            pass
+
+    monkeypatch.setattr(found.tasks, "refresh", count_a_lot)
+    assert eventually(lambda: found.watchdog.spent >= 0.1)
+    spent = found.watchdog.spent
+    assert eventually(lambda: found.watchdog.spent > spent)  # it goes on with the rest
+    assert len(counted) == 1
+    assert published("loopscope_agent_overhead_seconds_total", part="watchdog") >= 0.1
+
+
 def test_what_a_server_that_is_gone_has_left_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ from loopscope.core.imports import Imports
 from loopscope.core.merge import Family, ReadPage, merge
 from loopscope.core.notes import SUFFIX as NOTES
 from loopscope.core.notes import Notes
+from loopscope.core.pace import Pace
 from loopscope.core.page import Page, PageFullError, PageReader
 from loopscope.core.routes import RouteResolver
 from loopscope.core.stacks import UserCode
@@ -79,6 +80,10 @@ from loopscope.sources.websockets import WebSocketExchange, WebSocketRecorder
 from loopscope.sources.workers import home_of_group, home_of_one, left_behind
 
 logger = logging.getLogger("loopscope")
+
+
+_SHARE = 0.01
+"""Of one core, for writing down what only other processes read."""
 
 
 class Front(Protocol):
@@ -207,6 +212,7 @@ class Agent:
         """Of applications whose routes are told to those who see only stacks."""
         self._lock = threading.Lock()  # attaching, refreshing and rendering; never per request
         self._own_reader = PageReader()
+        self._pace = Pace(_SHARE)
         self.itself = SelfSource(
             self.page,
             overhead=self._overhead,
@@ -419,6 +425,7 @@ class Agent:
         return {
             "requests": sum(r.requests.overhead for r in self._recorders),
             "awaits": sum(table.spent for table in self._await_tables()),
+            "watchdog": self.watchdog.spent,
         }
 
     def _watched(self) -> list[Recorders]:
@@ -571,16 +578,22 @@ class Agent:
     def _errand(self) -> None:
         """What is done about once a second, on the watchdog's thread.
 
-        Whoever speaks for all workers reads what this one has written: so it has to be written.
+        Whoever speaks for all workers reads what this one has written: so it has to be written,
+        less often where there is so much of it that it would take more than ``_SHARE`` of a core.
         """
         self._pool_book.fold()
         self._remove_left_behind()
         self._tell_endpoints()
-        if self.group is not None and self._lock.acquire(blocking=False):
+        now = self.clock.now()
+        if self.group is None or not self._pace.is_due(now):
+            return
+        if self._lock.acquire(blocking=False):
+            began = time.thread_time()
             try:
                 self._refresh()
             finally:
                 self._lock.release()
+            self._pace.took(now, time.thread_time() - began)
 
     def _make_tracer(self) -> TraceExporter | None:
         if self.settings.traces == "off":

@@ -89,6 +89,8 @@ class Place:
     """Whether it was a task that waited, not the request's own coroutine."""
     count: int = 0
     seconds: float = 0.0
+    names: tuple[str, str] | None = None
+    """Site and callee, once somebody has asked: they cost more than all else that reading does."""
 
 
 @dataclass(slots=True, eq=False)
@@ -353,6 +355,12 @@ class AwaitsSource:
 
     def _names(self, place: Place) -> tuple[str, str]:
         """Site and callee, as labels."""
+        names = place.names
+        if names is None:
+            names = place.names = self._name(place)
+        return names
+
+    def _name(self, place: Place) -> tuple[str, str]:
         if place.child == OVERFLOW:
             return OVERFLOW, OVERFLOW
         if not place.chain.stack:

@@ -18,8 +18,8 @@ OVERHEAD = Metric(
     "loopscope_agent_overhead_seconds_total",
     "counter",
     "Seconds loopscope itself took, by part: requests is the recording of finished requests "
-    "(estimated from one in 256), awaits is looking where they waited, scrape is CPU time of "
-    "reading and rendering.",
+    "(estimated from one in 256), awaits is looking where they waited, watchdog is CPU time of the "
+    "thread that watches event loops and publishes pools, scrape that of reading and rendering.",
     ("part",),
     unit="seconds",
 )

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
@@ -137,6 +138,8 @@ class Watchdog:
         self._threads_read = 0.0
         self._thread: threading.Thread | None = None
         self._alarm = threading.Lock()  # released to wake the thread
+        self.spent = 0.0
+        """Seconds of CPU time that the thread had taken about a second ago, errands included."""
 
     def start(self) -> None:
         """Start watching."""
@@ -230,6 +233,7 @@ class Watchdog:
         if shortest >= self._tick and now - self._threads_read >= _THREADS_PERIOD:
             self._threads_before, self._threads_read = other_threads(), now
             self._errand()
+            self.spent = time.thread_time()
         self._slept_from = self._now()
         return shortest if alive else _NOBODY_THERE
 
