@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -261,24 +261,47 @@ def table(**more: Any) -> AwaitTable:
     return AwaitTable(clock, UserCode(), threshold=0.001, sequential=0.005, **more)
 
 
-def test_looking_stops_where_it_would_cost_too_much() -> None:
+async def idle() -> None:
+    await asyncio.sleep(0)
+
+
+@contextmanager
+def waiting() -> Iterator[Coroutine[Any, Any, None]]:
+    """A coroutine that waits."""
+    coroutine = idle()
+    coroutine.send(None)
+    yield coroutine
+    coroutine.close()
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.02, 0.5])
+def test_looking_stops_where_it_would_cost_too_much(seconds: float) -> None:
     """What walks may cost is a hundredth of a core, and saved up for a moment only."""
     moment = 0.0
     found = table(clock=lambda: moment + 0.01)  # what each walk takes
-
-    async def idle() -> None:
-        await asyncio.sleep(0)
-
-    coroutine = idle()
-    coroutine.send(None)
     looked = 0
-    for _ in range(1000):
-        moment += 0.02
-        looked += bool(found.look(coroutine, moment).stack)
-    coroutine.close()
+    with waiting() as coroutine:
+        for _ in range(1000):
+            moment += 0.02
+            looked += bool(found.look(coroutine, moment, seconds).stack)
     assert looked > 0
     assert found.spent == pytest.approx(looked * 0.01)
     assert found.spent <= 0.01 * moment + 0.05 + 0.01
+
+
+def test_the_longest_waits_are_looked_at_first() -> None:
+    """However many short ones there are, they leave what the few long ones need."""
+    moment = 0.0
+    found = table(clock=lambda: moment + 0.001)  # what each walk takes
+    looked = {0.002: 0, 0.5: 0}
+    with waiting() as coroutine:
+        for _ in range(500):
+            for seconds in (*[0.002] * 50, 0.5):
+                moment += 0.004
+                looked[seconds] += bool(found.look(coroutine, moment, seconds).stack)
+    assert looked[0.5] == 500
+    assert 0 < looked[0.002] < 0.1 * 500 * 50
+    assert found.spent <= 0.01 * moment + 0.05
 
 
 def test_waits_not_looked_at_are_counted_as_unknown() -> None:

@@ -3,7 +3,8 @@
 When a coroutine is about to go on after a long wait, its chain of awaits still shows where it was
 (``core.chains``): so it is walked then, and only then, and no library needs to be instrumented. A
 walk costs some microseconds. What all of them cost is held below a hundredth of one core; waits for
-which there was nothing left are counted under the site ``_UNKNOWN``.
+which there was nothing left are counted under the site ``_UNKNOWN``. Longer waits come first: a
+part of what may be spent is kept for them, as they are fewer and most of the time is theirs.
 
 The loop's thread adds to a table of its own, by route and chain; everything that has to do with
 names is done by whoever reads. Waits of a request and of the tasks it made each count, also where
@@ -146,16 +147,17 @@ class AwaitTable:
         self._saved_up = _MOST_SAVED
         self._counted_until = now()
 
-    def look(self, coroutine: object, moment: float) -> Chain:
-        """Where ``coroutine`` waits; nowhere, if there is nothing left to look with."""
-        self._saved_up += (moment - self._counted_until) * _SHARE
+    def look(self, coroutine: object, moment: float, seconds: float) -> Chain:
+        """Where ``coroutine`` waits, for so long by now; nowhere, if that may not be looked for."""
+        saved_up = self._saved_up + (moment - self._counted_until) * _SHARE
+        self._saved_up = saved_up = min(saved_up, _MOST_SAVED)
         self._counted_until = moment
-        if self._saved_up < 0.0:
+        if saved_up <= _kept_from(seconds):
             return _NOWHERE
         chain = walk(coroutine)
         spent = self._now() - moment
         self.spent += spent
-        self._saved_up = min(self._saved_up, _MOST_SAVED) - spent
+        self._saved_up = saved_up - spent
         return chain
 
     def add(self, route: str, waits: Sequence[Waited]) -> None:
@@ -233,6 +235,13 @@ class AwaitTable:
                 self._partings.clear()
             self._partings[key] = _parting(first.chain.stack, second.chain.stack, self._users)
         return self._partings[key]
+
+
+def _kept_from(seconds: float) -> float:
+    """What has to be left for longer waits than one of so many seconds."""
+    if seconds >= 0.1:
+        return 0.0
+    return 0.3 * _MOST_SAVED if seconds >= 0.01 else 0.6 * _MOST_SAVED
 
 
 def _parting(first: Stack, second: Stack, users: UserCode) -> CodeType | None:

@@ -180,7 +180,7 @@ class Ledger:
     ) -> None:
         """A long wait of ``driver`` is over; ``alone`` if nothing else of it ran meanwhile."""
         if len(self.awaits) < MOST_AWAITS:
-            chain = table.look(driver.coroutine, moment)
+            chain = table.look(driver.coroutine, moment, moment - since)
             child = ""
             if _waits_for_tasks(chain) and self.last_child[1] >= since:
                 child = self.last_child[0]
