@@ -283,6 +283,18 @@ TIME = Row(
             "short",
         ),
         Panel(
+            "Tasks at one time, per request",
+            "How many of its tasks a request has going on average, over its whole duration. A "
+            "fan-out far above this runs one after the other all the same: a semaphore or a small "
+            "pool holds it up, or each task holds the loop.",
+            (Query(
+                f"{_rate('loopscope_request_task_seconds_total', by='http_route')} "
+                f"/ ({_rate(_PHASE, _IN_TIME, 'http_route')} > 0)",
+                "{{http_route}}",
+            ),),
+            "short",
+        ),
+        Panel(
             "Tasks outliving their request",
             "Tasks per second still running when the request that made them was over. Their errors "
             "are nobody's and a shutdown loses them: await them, or use a queue or a background "
@@ -291,14 +303,14 @@ TIME = Row(
                 _rate("loopscope_request_tasks_outliving_total", by="http_route"),
                 "{{http_route}}",
             ),),
-            "ops", width=12,
+            "ops",
         ),
         Panel(
             "Tasks created",
             "Tasks per second made on the loops that serve requests, whoever made them. Far above "
             "the request rate: compare with the fan-out; each task costs loop time.",
             (Query(_rate("asyncio_tasks_created_total", _TARGET, "instance"), "{{instance}}"),),
-            "ops", width=12,
+            "ops",
         ),
     ),
 )  # fmt: skip
