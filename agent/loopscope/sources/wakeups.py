@@ -24,6 +24,9 @@ from loopscope.sources.ledger import CURRENT, current
 _END_SLEEP: object = getattr(asyncio.futures, "_set_result_unless_cancelled", None)
 """What ``asyncio.sleep`` has called when it is over."""
 
+_TASK: Final[Any] = asyncio.Task
+_NONE: Final = object()
+
 LONG_PASS = 0.001
 """Seconds from which a pass of the loop is long."""
 LATE = 0.002
@@ -91,24 +94,33 @@ def _attributes(loop: asyncio.AbstractEventLoop | None) -> dict[str, Any]:
 
 
 def _stamping(call_soon: Callable[..., Any], now: Callable[[], float]) -> Callable[..., Any]:
+    # What wakes a task passes one argument at most, and is handed on without a tuple of them.
+
     def stamping(
-        callback: Callable[..., Any], *arguments: Any, context: Context | None = None
+        callback: Callable[..., Any],
+        argument: Any = _NONE,
+        *others: Any,
+        context: Context | None = None,
     ) -> Any:
         if context is not None:
-            claim = context.get(CURRENT)
-            exchange = None if claim is None else claim()
-            if exchange is not None:
-                try:
-                    task: Any = getattr(callback, "__self__", None)
-                except Exception:  # no attribute of theirs has to be fit to be asked for
-                    task = None
-                if isinstance(task, asyncio.Task):
-                    driver: Any = task.get_coro()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-                    if type(driver) is not ChildSteps:
-                        driver = exchange.steps
-                    if driver is not None:
-                        driver.woken = now()
-        return call_soon(callback, *arguments, context=context)
+            try:
+                task: Any = getattr(callback, "__self__", None)
+                is_task = isinstance(task, _TASK)
+                # not by `get_coro`, which may crash: see sources.tasks
+                driver: Any = task._coro if is_task else None  # noqa: SLF001
+            except Exception:  # no attribute of theirs has to be fit to be asked for
+                is_task, driver = False, None
+            if is_task and type(driver) is not ChildSteps:
+                claim = context.get(CURRENT)
+                exchange = None if claim is None else claim()
+                driver = None if exchange is None else exchange.steps
+            if driver is not None:
+                driver.woken = now()
+        if argument is _NONE:
+            return call_soon(callback, context=context)
+        if others:
+            return call_soon(callback, argument, *others, context=context)
+        return call_soon(callback, argument, context=context)
 
     return stamping
 
@@ -124,6 +136,8 @@ def _noting(call_later: Callable[..., Any], now: Callable[[], float]) -> Callabl
             exchange = current()
             if exchange is not None:
                 exchange.sleeps(arguments[0], now() + delay)
+        if context is None:
+            return call_later(delay, callback, *arguments)  # costs half of what naming it would
         return call_later(delay, callback, *arguments, context=context)
 
     return noting
