@@ -370,6 +370,30 @@ async def test_a_slow_writer_is_client_upload() -> None:
     assert max(seconds, key=seconds.__getitem__) == "client_upload"
 
 
+async def test_a_wait_that_a_task_of_a_callback_cuts_short_is_shared_out_too() -> None:
+    """Such a task is made between two steps of the request, long after the latest."""
+    tasks: list[asyncio.Task[None]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        def make() -> None:
+            tasks.append(asyncio.create_task(leaf(0.0, 0.0)))
+
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(NAP, make)
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    async def receive() -> Message:
+        await asyncio.sleep(2 * NAP)
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    await Loopscope(app)(http_scope("/", "POST"), receive, Server().send)
+    assert phases()["client_upload"] >= 0.9 * 2 * NAP
+    assert published("loopscope_request_tasks_sum") == len(tasks) == 1
+    await asyncio.gather(*tasks)
+
+
 async def test_waiting_to_hear_that_the_client_left_is_no_upload() -> None:
     """Once the body is there, whoever listens for a disconnect waits for nothing."""
 

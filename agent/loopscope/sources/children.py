@@ -27,50 +27,53 @@ _NAMES: Final = frozenset(("__name__", "__qualname__"))
 class ChildSteps(Coroutine[Any, Any, Any]):
     """A coroutine whose steps are steps of ``exchange``, as long as that is under way."""
 
-    __slots__ = ("__weakref__", "_exchange", "_gaps", "_send", "_since", "coroutine", "made",
-                 "number", "waiting_for", "woken")  # fmt: skip
+    __slots__ = ("__weakref__", "_exchange", "_ledger", "_since", "coroutine", "made", "number",
+                 "waiting_for", "woken")  # fmt: skip
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], exchange: Exchange, ledger: Ledger
     ) -> None:
         self.coroutine = coroutine
-        self._send = coroutine.send
-        self._gaps = ledger.gaps
+        self._ledger = ledger
         self._exchange: Exchange | None = exchange
-        self.made = exchange.now()
-        self._since = self.made
-        """When its latest step ended, or it was made."""
+        self.made = made = exchange.now()
+        suspended = exchange.suspended
+        self._since = made if exchange.step_started > suspended else suspended
+        """When its latest step ended. Before the first, when it was made or, if that was in no step
+        (by a callback), when the gap began: no gap is ever longer than this wait."""
         self.waiting_for: object = None
         """What its latest step yielded."""
         self.woken = 0.0
-        ledger.tasks = self.number = ledger.tasks + 1
-        ledger.children[self.number] = ref(self)
+        ledger.tasks = self.number = number = ledger.tasks + 1
+        ledger.children[number] = ref(self)
 
     def send(self, value: Any, /) -> Any:
         # One function, as every call of another costs each step of every task.
         exchange = self._exchange
         if exchange is None or exchange.step_started > exchange.suspended:
-            return self._step_within(self._send, value)
+            return self._step_within(self.coroutine.send, value)
         now = exchange.now
         began = now()
-        gaps = self._gaps
-        if (
-            began - exchange.suspended > LONG
-            or began - self._since > LONG
-            or gaps.changes
-            or gaps.under_way
-        ):
+        ledger = self._ledger
+        gaps = ledger.gaps
+        if began - self._since > LONG or gaps.changes or gaps.under_way:
             exchange.resumed(self, self._since, began, self.waiting_for)
         exchange.step_started = began
         waiting_for = _ENDED
         try:
-            waiting_for = self._send(value)
+            waiting_for = self.coroutine.send(value)
         finally:
-            self._since = exchange.suspended = ended = now()
             self.waiting_for = waiting_for
-            exchange.stepped(began, ended)
+            self._since = exchange.suspended = ended = now()
+            if exchange.last_byte:
+                exchange.stepped(began, ended)
+            else:  # what that would do
+                held = ended - began
+                ledger.loop_run += held
+                if held > ledger.longest:
+                    ledger.longest = held
             if waiting_for is _ENDED:
-                self._ended(exchange, ended)
+                self._ended(ended)
         return waiting_for
 
     def throw(self, *error: Any) -> Any:
@@ -92,7 +95,7 @@ class ChildSteps(Coroutine[Any, Any, Any]):
             self.waiting_for = waiting_for
             exchange.stepped(began, ended)
             if waiting_for is _ENDED:
-                self._ended(exchange, ended)
+                self._ended(ended)
         return waiting_for
 
     def close(self) -> None:
@@ -124,9 +127,8 @@ class ChildSteps(Coroutine[Any, Any, Any]):
 
     def let_go(self) -> None:
         """Be nobody's from now on."""
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None and exchange.ledger is not None:
-            exchange.ledger.children.pop(self.number, None)
+        self._exchange = None
+        self._ledger.children.pop(self.number, None)
 
     def _step_within(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """A step that is nobody's, or a part of another: that of a task started eagerly."""
@@ -140,16 +142,15 @@ class ChildSteps(Coroutine[Any, Any, Any]):
                 self._since = exchange.now()
                 self.waiting_for = waiting_for
                 if waiting_for is _ENDED:
-                    self._ended(exchange, self._since)
+                    self._ended(self._since)
         return waiting_for
 
-    def _ended(self, exchange: Exchange, moment: float) -> None:
-        self.waiting_for = None
-        ledger = exchange.ledger
-        if ledger is not None:
-            ledger.last_child = (_name(self.coroutine), moment)
-            ledger.task_seconds += moment - self.made
-        self.let_go()
+    def _ended(self, moment: float) -> None:
+        ledger = self._ledger
+        ledger.last_child = (self.coroutine, moment)
+        ledger.task_seconds += moment - self.made
+        self.waiting_for = self._exchange = None
+        ledger.children.pop(self.number, None)
 
     # What asyncio, debuggers and other profilers ask a coroutine for.
 
@@ -160,8 +161,3 @@ class ChildSteps(Coroutine[Any, Any, Any]):
 
     def __repr__(self) -> str:
         return repr(self.coroutine)
-
-
-def _name(coroutine: object) -> str:
-    name: object = getattr(coroutine, "__qualname__", None)
-    return name if isinstance(name, str) else type(coroutine).__qualname__

@@ -73,8 +73,8 @@ class Exchange:
     # Defaults on the class, for what few exchanges need.
     ledger: Ledger | None = None
     """What is known of its waits and tasks, once there is something to know."""
-    is_followed = False
-    """Whether something of it is under way besides its own coroutine, or has been."""
+    last_byte = 0.0
+    """When the last byte of its answer was sent; 0.0 before that."""
 
     def resumed(self, driver: Driver, since: float, moment: float, waiting_for: object) -> None:
         """A step begins at ``moment``, after a wait that is worth looking at. Must not raise.
@@ -84,14 +84,20 @@ class Exchange:
         """
 
     def stepped(self, began: float, ended: float) -> None:
-        """A task of it has run a step. Must not raise."""
+        """A task of it has run a step. Must not raise.
+
+        Up to the last byte this books the step in the ledger, and whoever runs it may do so itself.
+        """
 
     def is_under_way(self) -> bool:
         """Whether it has begun and not ended. From any thread."""
         return False
 
     def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
-        """What to make a task of in place of ``coroutine``, which the app wants to run."""
+        """What to make a task of in place of ``coroutine``, which the app wants to run.
+
+        Only to be asked while it is under way, like ``own_gaps``.
+        """
         return coroutine
 
     def stay(self) -> Stay | None:
@@ -99,7 +105,7 @@ class Exchange:
         return None
 
     def own_gaps(self) -> Gaps | None:
-        """What its own steps enter and leave phases in; None where ``stay`` is what to use."""
+        """What its steps enter and leave phases in; None out of them: ``stay`` is what to use."""
         return None
 
     def sleeps(self, future: object, until: float) -> None:
@@ -185,7 +191,10 @@ class Steps:
                     is_closed = isinstance(error, GeneratorExit)
                     step = partial(_close, coroutine) if is_closed else coroutine.throw
                 resumed = now()
-                if resumed - exchange.suspended > LONG or exchange.is_followed:
+                ledger = exchange.ledger
+                if resumed - moment > LONG or (
+                    ledger is not None and (ledger.gaps.changes or ledger.gaps.under_way)
+                ):
                     exchange.resumed(self, moment, resumed, waiting_for)
                 exchange.step_started = resumed
                 waiting_for = step(argument)

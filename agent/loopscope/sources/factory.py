@@ -147,10 +147,15 @@ class TaskFactory:
 
     def make(self, loop: Loop, coroutine: Any, /, **options: Any) -> Any:
         """A task of ``coroutine``, for ``loop.create_task``."""
-        coroutine = self._adopted(coroutine, options.get("context") if options else None)
-        if self._inner is not None:
+        if options:  # to hand on none at all costs as much as some
+            coroutine = self._adopted(coroutine, options.get("context"))
+            if self._inner is None:
+                return _Task(coroutine, loop=loop, **options)
             return self._inner(loop, coroutine, **options)
-        return _Task(coroutine, loop=loop, **options)
+        coroutine = self._adopted(coroutine)
+        if self._inner is None:
+            return _Task(coroutine, loop=loop)
+        return self._inner(loop, coroutine)
 
     def _take(self, factory: Factory | None) -> None:
         self._inner = self._shown = factory
@@ -163,17 +168,20 @@ class TaskFactory:
             # through vars(), since Python 3.11 has no such thing
             self._shown = vars(asyncio)["create_eager_task_factory"](adopting)
 
-    def _adopted(self, coroutine: Any, context: Context | None) -> Any:
+    def _adopted(self, coroutine: Any, context: Context | None = None) -> Any:
         """``coroutine``, or what stands in for it as a part of the current request."""
         tally = self.tally
         tally.created += 1
         exchange = current() if context is None else claimed(context.get(CURRENT))
-        if exchange is not None and _is_coroutine(coroutine):
-            try:
-                coroutine = exchange.adopt(coroutine)
-            except Exception as error:
-                tally.failure = error
-        return coroutine
+        if exchange is None:
+            return coroutine
+        if not _is_coroutine(coroutine):
+            return coroutine
+        try:
+            return exchange.adopt(coroutine)
+        except Exception as error:
+            tally.failure = error
+            return coroutine
 
 
 def _is_coroutine(made_of: object) -> bool:

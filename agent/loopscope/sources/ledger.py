@@ -16,6 +16,7 @@ upper bound and kept apart as ``estimated``.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Protocol
@@ -65,6 +66,11 @@ class Server(Protocol):
     latest: Exchange | None
     """The one it was called for last."""
 
+    @property
+    def active(self) -> Container[object]:
+        """Those that have begun and not ended."""
+        ...
+
 
 SERVERS: dict[int, Server] = {}
 """By the thread they serve."""
@@ -81,19 +87,25 @@ def current() -> Exchange | None:
     about, and should not pay for setting it. So it is set by ``Steps`` when a request first waits,
     and here when somebody asks before that.
     """
-    claim = CURRENT.get()
-    thread = get_ident()
-    server = SERVERS.get(thread)
+    claim = _claim_here()
+    exchange = None if claim is None else claim()
+    server = _server_of(get_ident())
     if server is None:
-        return claimed(claim) or claimed(HELPERS.get(thread))
+        return claimed(claim) or claimed(HELPERS.get(get_ident()))
+    active = server.active
     latest = server.latest
-    if latest is None or latest.steps is not None or not latest.is_under_way():
-        return claimed(claim)
-    if claim is None or claim() is not latest:  # this is its first step
+    if (
+        latest is not exchange and latest is not None and latest.steps is None and latest in active
+    ):  # this is its first step
         mine = Claim(latest)
         mine.within = _lasting(claim)
         CURRENT.set(mine)
-    return latest
+        return latest
+    return exchange if exchange in active else claimed(claim)
+
+
+_claim_here = CURRENT.get
+_server_of = SERVERS.get
 
 
 def claim_on(exchange: Exchange) -> Claim:
@@ -153,8 +165,8 @@ class Ledger:
         self.children: dict[int, ref[ChildSteps]] = {}
         """Those of them that have not ended, by number. Weakly: a task that nobody waits for or
         will wake is garbage, and asyncio says so."""
-        self.last_child: tuple[str, float] = ("", 0.0)
-        """Which of them ended last, by the name of its coroutine, and when."""
+        self.last_child: tuple[object, float] = (None, 0.0)
+        """The coroutine of the one that ended last, and when."""
         self.awaits: list[Waited] = []
         """Long waits in the order they ended."""
         self.sleeps: dict[int, tuple[object, float]] = {}
@@ -183,7 +195,7 @@ class Ledger:
             chain = table.look(driver.coroutine, moment, moment - since)
             child = ""
             if _waits_for_tasks(chain) and self.last_child[1] >= since:
-                child = self.last_child[0]
+                child = _name(self.last_child[0])
             self.awaits.append(Waited(driver.number, chain, child, alone, moment - since))
 
     def close_gap(
@@ -222,6 +234,11 @@ class Ledger:
 
 
 _NO_SLEEP = (None, 0.0)
+
+
+def _name(coroutine: object) -> str:
+    name: object = getattr(coroutine, "__qualname__", None)
+    return name if isinstance(name, str) else type(coroutine).__qualname__
 
 
 def _waits_for_tasks(chain: Chain) -> bool:

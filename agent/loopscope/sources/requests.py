@@ -719,11 +719,10 @@ class HttpExchange(Exchange):
     def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         """What to make a task of in place of ``coroutine``, which the request wants to run."""
         recorder = self.lane.recorder
-        if self not in recorder.active or recorder.thread != get_ident():
+        if recorder.thread != get_ident():
             return coroutine
         if self.last_byte and getattr(self.pending, "cr_running", False):
             return coroutine  # the server's: the next request that a client has sent in one go
-        self.is_followed = True
         return ChildSteps(coroutine, self, self.ledger or self.open_ledger())
 
     def sleeps(self, future: object, until: float) -> None:
@@ -732,9 +731,8 @@ class HttpExchange(Exchange):
 
     def own_gaps(self) -> Gaps | None:
         recorder = self.lane.recorder
-        if self.last_byte or self not in recorder.active or recorder.thread != get_ident():
+        if self.last_byte or recorder.thread != get_ident():
             return None
-        self.is_followed = True
         return (self.ledger or self.open_ledger()).gaps
 
     def stay(self) -> Stay | None:
@@ -744,7 +742,6 @@ class HttpExchange(Exchange):
         """
         if not self.is_under_way() or self.is_answered():
             return None
-        self.is_followed = True
         return Stay(self.open_ledger().gaps)
 
     def open_ledger(self) -> Ledger:
