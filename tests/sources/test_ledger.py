@@ -394,6 +394,29 @@ async def test_a_wait_that_a_task_of_a_callback_cuts_short_is_shared_out_too() -
     await asyncio.gather(*tasks)
 
 
+async def test_outside_of_its_steps_nothing_enters_a_phase_unseen() -> None:
+    """Else the whole of a gap would be in it, and not only what came after that moment."""
+    inside: list[bool] = []
+
+    def ask() -> None:
+        request = current()
+        assert request is not None
+        inside.append(request.own_gaps() is not None)
+
+    async def endpoint(request: Request) -> Response:
+        ask()
+        asyncio.get_running_loop().call_soon(ask)
+        await asyncio.sleep(NAP)
+        await asyncio.create_task(asking())
+        return PlainTextResponse("done")
+
+    async def asking() -> None:
+        ask()
+
+    await call(service(endpoint))
+    assert inside == [True, False, True]
+
+
 async def test_waiting_to_hear_that_the_client_left_is_no_upload() -> None:
     """Once the body is there, whoever listens for a disconnect waits for nothing."""
 

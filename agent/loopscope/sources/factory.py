@@ -23,6 +23,7 @@ from typing import Any
 from loopscope.core.histogram import Number
 from loopscope.core.metric import Metric
 from loopscope.core.page import Page
+from loopscope.sources.chores import CHORES
 from loopscope.sources.ledger import CURRENT, claimed, current
 
 CREATED = Metric(
@@ -175,7 +176,11 @@ class TaskFactory:
         exchange = current() if context is None else claimed(context.get(CURRENT))
         if exchange is None:
             return coroutine
-        if not _is_coroutine(coroutine):
+        kind: Any = type(coroutine)  # pyright: ignore[reportUnknownVariableType]
+        if kind is CoroutineType:
+            if CHORES and coroutine.cr_code in CHORES:
+                return coroutine
+        elif not _is_coroutine(coroutine):
             return coroutine
         try:
             return exchange.adopt(coroutine)
@@ -186,7 +191,7 @@ class TaskFactory:
 
 def _is_coroutine(made_of: object) -> bool:
     """Tasks are made of other things as well, if only to find that this is an error."""
-    return type(made_of) is CoroutineType or isinstance(made_of, Coroutine)
+    return isinstance(made_of, Coroutine)
 
 
 def _made_eagerly(factory: Any) -> Factory | None:

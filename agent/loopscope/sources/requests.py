@@ -731,7 +731,11 @@ class HttpExchange(Exchange):
 
     def own_gaps(self) -> Gaps | None:
         recorder = self.lane.recorder
-        if self.last_byte or recorder.thread != get_ident():
+        if (
+            self.last_byte
+            or self.step_started <= self.suspended  # a callback's, or a chore's
+            or recorder.thread != get_ident()
+        ):
             return None
         return (self.ledger or self.open_ledger()).gaps
 

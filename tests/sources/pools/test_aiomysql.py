@@ -12,6 +12,7 @@ import pytest
 
 from loopscope.agent import stop_agent
 from loopscope.sources.pools.adapter import making
+from tests.harness import published
 from tests.servers import Address
 from tests.sources.pools.crowd import ROUTE, fifty_of_five, held, site_of, started
 
@@ -109,6 +110,20 @@ async def test_a_connection_that_breaks_while_in_use_is_given_back(mariadb: Addr
         connection.close()
     assert service.figure("use_seconds_count") == 1
     assert service.figure("in_use") == service.figure("idle") == 0
+    await ended(pool)
+
+
+async def test_waking_up_who_waits_is_no_task_of_the_request(mariadb: Address) -> None:
+    """The pool does it in one of its own, and the request has not asked for that."""
+    service = await started(KIND)
+    pool = await a_pool(mariadb, minsize=1)
+
+    async def work() -> None:
+        async with pool.acquire():
+            await asyncio.sleep(0)
+
+    await service.request(work)
+    assert published("loopscope_request_tasks_sum", **ROUTE) == 0
     await ended(pool)
 
 

@@ -19,6 +19,7 @@ from starlette.routing import Route
 from loopscope import Loopscope
 from loopscope.admin.figures import of_worker
 from loopscope.agent import current_agent, stop_agent
+from loopscope.sources.chores import CHORES
 from tests.harness import call, label_sets, published
 from tests.sources.pools.users import check_crowd
 from tests.sources.pools.users import started as users_of
@@ -231,6 +232,29 @@ async def test_a_connection_without_a_pool_ends_however_it_does(postgres: str) -
     assert figure("timeouts_total") == 1
 
 
+async def test_giving_back_is_no_task_of_the_request(postgres: str) -> None:
+    """The pool does it in one of its own; what a callback of the service's makes in there is."""
+
+    async def reset(connection: Any) -> None:
+        if is_own:
+            await asyncio.create_task(asyncio.sleep(0))
+
+    is_own = False
+    pool, app, work = await started(postgres, min_size=1, reset=reset)
+
+    async def use() -> None:
+        async with pool.acquire():
+            await asyncio.sleep(0)
+
+    work[0] = use
+    await call(app, "/work")
+    assert published("loopscope_request_tasks_sum", http_route="/work") == 0
+    is_own = True
+    await call(app, "/work")
+    assert published("loopscope_request_tasks_sum", http_route="/work") == 1
+    await pool.close()
+
+
 async def test_stopping_leaves_the_library_as_it_was(postgres: str) -> None:
     """And pools that were measured go on without us."""
     owners = (asyncpg, asyncpg.connection, asyncpg.connect_utils, asyncpg.Connection)
@@ -243,5 +267,6 @@ async def test_stopping_leaves_the_library_as_it_was(postgres: str) -> None:
     assert (asyncpg.Pool, asyncpg.pool.Pool) == before[:2]
     assert dict(vars(asyncpg.pool.Pool)) == before[2]
     assert [dict(vars(owner)) for owner in owners] == connecting
+    assert asyncpg.pool.PoolConnectionHolder.release.__code__ not in CHORES
     assert await pool.fetchval("select 1") == 1
     await pool.close()

@@ -13,6 +13,7 @@ from weakref import ref
 
 from loopscope.core.faults import Faults
 from loopscope.core.patch import Patch
+from loopscope.sources.chores import Chore
 from loopscope.sources.pools.book import PoolBook
 from loopscope.sources.pools.meter import Level, Meter
 from loopscope.sources.pools.use import Use
@@ -58,7 +59,7 @@ class Adapter:
     def __init__(self, book: PoolBook, faults: Faults) -> None:
         self.book = book
         self._faults = faults
-        self._patches: list[Patch] = []
+        self._patches: list[Patch | Chore] = []
         self._uses: dict[int, Use] = {}
         """By the id of what is in use."""
         self._is_on = False
@@ -84,7 +85,7 @@ class Adapter:
         """How full ``pool`` is, as far as it says so; None once it is closed. From any thread."""
         raise NotImplementedError
 
-    def keep(self, patch: Patch) -> None:
+    def keep(self, patch: Patch | Chore) -> None:
         """Have ``patch`` undone by ``unpatch``."""
         self._patches.append(patch)
 

@@ -19,6 +19,7 @@ from typing import Any
 from weakref import ref
 
 from loopscope.core.patch import Patch
+from loopscope.sources.chores import Chore
 from loopscope.sources.pools.meter import Level
 from loopscope.sources.pools.unpooled import Unpooled
 
@@ -36,6 +37,7 @@ class AiomysqlAdapter(Unpooled):
         pool, connection = module.Pool, module.Connection
         self.keep(Patch(pool, "_acquire", self.acquiring))
         self.keep(Patch(pool, "release", self.releasing))
+        self.keep(Chore(pool, "_wakeup"))
         self.keep(Patch(pool, "_fill_free_pool", self._filling))
         self.keep(Patch(connection, "_connect", self._connecting))
         self.keep(Patch(connection, "close", self.disconnecting))

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from loopscope.core.patch import Patch
+from loopscope.sources.chores import Chore
 from loopscope.sources.pools.adapter import Adapter
 from loopscope.sources.pools.meter import Level
 
@@ -43,6 +44,7 @@ class AsyncpgAdapter(Adapter):
         self.keep(Patch(original, "_acquire", partial(self.acquiring, thing=_holder_of)))
         self.keep(Patch(original, "_get_new_connection", self.opening))
         self.keep(Patch(pools.PoolConnectionHolder, "_release", self._releasing))
+        self.keep(Chore(pools.PoolConnectionHolder, "release"))
 
         class Pool(original):  # type: ignore[misc, valid-type]
             __doc__ = original.__doc__
