@@ -18,9 +18,10 @@ import sys
 import time
 from collections.abc import Coroutine
 from importlib import import_module
+from types import CoroutineType
 from typing import Any
 
-from loopscope.sources.children import ChildSteps
+from loopscope.sources.children import ChildSteps, ForeignSteps
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.factory import TaskFactory
 from loopscope.sources.ledger import CURRENT, Claim, Ledger
@@ -43,7 +44,8 @@ class Endless(Exchange):
     def adopt(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
         assert self.ledger is not None
         self.followed += 1
-        return ChildSteps(coroutine, self, self.ledger)
+        kind = ChildSteps if isinstance(coroutine, CoroutineType) else ForeignSteps
+        return kind(coroutine, self, self.ledger)
 
 
 def install(exchange: Endless) -> None:

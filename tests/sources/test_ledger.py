@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import Any
@@ -258,6 +258,60 @@ async def test_a_failing_task_fails_as_ever() -> None:
     assert seen[3] == "mine"
     assert str(seen[4]).endswith("stop")
     phases()
+
+
+async def test_a_task_shows_its_coroutine() -> None:
+    """Whoever asks a task of a request for its coroutine finds all that a coroutine has."""
+    coroutine = leaf(0.0, 0.0)
+    names = [name for name in dir(coroutine) if name.startswith("cr_") or name.endswith("name__")]
+    seen: list[list[object]] = []
+
+    async def endpoint(request: Request) -> Response:
+        task = asyncio.create_task(coroutine)
+        seen.extend([getattr(of, name) for name in names] for of in (task.get_coro(), coroutine))
+        await task
+        return PlainTextResponse("done")
+
+    await call(service(endpoint))
+    assert seen[0] == seen[1]
+    assert published("loopscope_request_tasks_sum") == 1
+
+
+class Compiled(Coroutine[Any, Any, None]):
+    """A coroutine of another make: it has no name, and attributes of its own."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self.coroutine = coroutine
+        self.colour = "red"
+
+    def send(self, value: Any, /) -> Any:
+        return self.coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self.coroutine.throw(*error)
+
+    def close(self) -> None:
+        self.coroutine.close()
+
+    def __await__(self) -> Any:
+        return self.coroutine.__await__()
+
+
+async def test_any_kind_of_coroutine_is_followed() -> None:
+    """And what is particular to it is there to be asked for."""
+    seen: list[object] = []
+
+    async def endpoint(request: Request) -> Response:
+        task = asyncio.create_task(Compiled(leaf(NAP, 0.0)))
+        shown = task.get_coro()
+        seen.extend(getattr(shown, name, "") for name in ("colour", "__qualname__", "taste"))
+        await task
+        return PlainTextResponse("done")
+
+    await call(service(endpoint))
+    assert seen == ["red", "Compiled", ""]
+    assert published("loopscope_request_tasks_sum") == 1
+    assert phases()["loop_run"] >= NAP
 
 
 async def test_an_exception_of_a_task_is_freed_with_the_task() -> None:

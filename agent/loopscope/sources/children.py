@@ -12,6 +12,7 @@ What can tell is who asks ``task.get_coro()`` for its identity.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
@@ -27,16 +28,18 @@ _NAMES: Final = frozenset(("__name__", "__qualname__"))
 class ChildSteps(Coroutine[Any, Any, Any]):
     """A coroutine whose steps are steps of ``exchange``, as long as that is under way."""
 
-    __slots__ = ("__weakref__", "_exchange", "_ledger", "_since", "coroutine", "made", "number",
-                 "waiting_for", "woken")  # fmt: skip
+    __slots__ = ("__qualname__", "__weakref__", "_exchange", "_ledger", "_since", "coroutine",
+                 "made", "number", "waiting_for", "woken")  # fmt: skip
 
     def __init__(
         self, coroutine: Coroutine[Any, Any, Any], exchange: Exchange, ledger: Ledger
     ) -> None:
+        now = exchange.now  # called as an attribute, it would be looked up the long way
+        named: Any = coroutine
         self.coroutine = coroutine
         self._ledger = ledger
         self._exchange: Exchange | None = exchange
-        self.made = made = exchange.now()
+        self.made = made = now()
         suspended = exchange.suspended
         self._since = made if exchange.step_started > suspended else suspended
         """When its latest step ended. Before the first, when it was made or, if that was in no step
@@ -46,6 +49,10 @@ class ChildSteps(Coroutine[Any, Any, Any]):
         self.woken = 0.0
         ledger.tasks = self.number = number = ledger.tasks + 1
         ledger.children[number] = ref(self)
+        try:  # not by a property, for a class can have none of this name
+            self.__qualname__ = named.__qualname__
+        except AttributeError:
+            self.__qualname__ = type(coroutine).__qualname__
 
     def send(self, value: Any, /) -> Any:
         # One function, as every call of another costs each step of every task.
@@ -147,17 +154,35 @@ class ChildSteps(Coroutine[Any, Any, Any]):
 
     def _ended(self, moment: float) -> None:
         ledger = self._ledger
-        ledger.last_child = (self.coroutine, moment)
+        ledger.last_child = (self.__qualname__, moment)
         ledger.task_seconds += moment - self.made
         self.waiting_for = self._exchange = None
         ledger.children.pop(self.number, None)
 
-    # What asyncio, debuggers and other profilers ask a coroutine for.
+    # What asyncio, debuggers and other profilers ask a coroutine for, one by one: in a class with
+    # a ``__getattr__`` the interpreter takes the long way to all attributes, and cannot cache it.
+
+    __name__: Any = property(attrgetter("coroutine.__name__"))
+    cr_await = property(attrgetter("coroutine.cr_await"))
+    cr_code = property(attrgetter("coroutine.cr_code"))
+    cr_frame = property(attrgetter("coroutine.cr_frame"))
+    cr_origin = property(attrgetter("coroutine.cr_origin"))
+    cr_running = property(attrgetter("coroutine.cr_running"))
+    cr_suspended = property(attrgetter("coroutine.cr_suspended"))
+
+    def __repr__(self) -> str:
+        return repr(self.coroutine)
+
+
+class ForeignSteps(ChildSteps):
+    """The same for what is a coroutine but none of the interpreter's own: Cython's, say.
+
+    That may have any attributes, and they are there.
+    """
+
+    __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") and name not in _NAMES:
             raise AttributeError(name)
         return getattr(self.coroutine, name)
-
-    def __repr__(self) -> str:
-        return repr(self.coroutine)

@@ -165,8 +165,8 @@ class Ledger:
         self.children: dict[int, ref[ChildSteps]] = {}
         """Those of them that have not ended, by number. Weakly: a task that nobody waits for or
         will wake is garbage, and asyncio says so."""
-        self.last_child: tuple[object, float] = (None, 0.0)
-        """The coroutine of the one that ended last, and when."""
+        self.last_child: tuple[str, float] = ("", 0.0)
+        """Which of them ended last, by the name of its coroutine, and when."""
         self.awaits: list[Waited] = []
         """Long waits in the order they ended."""
         self.sleeps: dict[int, tuple[object, float]] = {}
@@ -195,7 +195,7 @@ class Ledger:
             chain = table.look(driver.coroutine, moment, moment - since)
             child = ""
             if _waits_for_tasks(chain) and self.last_child[1] >= since:
-                child = _name(self.last_child[0])
+                child = self.last_child[0]
             self.awaits.append(Waited(driver.number, chain, child, alone, moment - since))
 
     def close_gap(
@@ -234,11 +234,6 @@ class Ledger:
 
 
 _NO_SLEEP = (None, 0.0)
-
-
-def _name(coroutine: object) -> str:
-    name: object = getattr(coroutine, "__qualname__", None)
-    return name if isinstance(name, str) else type(coroutine).__qualname__
 
 
 def _waits_for_tasks(chain: Chain) -> bool:

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from itertools import cycle
 from struct import Struct
 from threading import get_ident
+from types import CoroutineType
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -43,7 +44,7 @@ from loopscope.core.phases import (
 )
 from loopscope.core.routes import matched_route
 from loopscope.sources.awaits import AwaitTable
-from loopscope.sources.children import ChildSteps
+from loopscope.sources.children import ChildSteps, ForeignSteps
 from loopscope.sources.exchange import (
     SCOPE_KEY,
     Driver,
@@ -594,7 +595,7 @@ class HttpExchange(Exchange):
     """
 
     __slots__ = ("__dict__", "__weakref__", "_receive", "_send", "bytes_received", "bytes_sent",
-                 "chunks", "head", "lane", "last_byte", "plain", "status")  # fmt: skip
+                 "chunks", "head", "lane", "last_byte", "ledger", "plain", "status")  # fmt: skip
 
     plain: bool
     """Whether nothing has happened yet that calls for more than the short path."""
@@ -625,7 +626,7 @@ class HttpExchange(Exchange):
         self._send = send
         self.status = self.bytes_received = self.bytes_sent = self.chunks = 0
         self.last_byte = self.suspended = 0.0
-        self.head = self.pending = self.steps = None
+        self.head = self.ledger = self.pending = self.steps = None
         self.plain = plain = recorder.plain
         scope[SCOPE_KEY] = self
         self.now = now = recorder.now
@@ -723,7 +724,8 @@ class HttpExchange(Exchange):
             return coroutine
         if self.last_byte and getattr(self.pending, "cr_running", False):
             return coroutine  # the server's: the next request that a client has sent in one go
-        return ChildSteps(coroutine, self, self.ledger or self.open_ledger())
+        kind = ChildSteps if isinstance(coroutine, CoroutineType) else ForeignSteps
+        return kind(coroutine, self, self.ledger or self.open_ledger())
 
     def sleeps(self, future: object, until: float) -> None:
         if not self.is_answered():
@@ -752,7 +754,8 @@ class HttpExchange(Exchange):
         """The ledger, made when there is something to write into it."""
         ledger = self.ledger
         if ledger is None:
-            ledger = self.__dict__.setdefault("ledger", Ledger())  # whichever thread was first
+            # whichever thread was first
+            ledger = self.ledger = self.__dict__.setdefault("first_ledger", Ledger())
         return ledger
 
     def _begin_span(self) -> None:

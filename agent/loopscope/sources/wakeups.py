@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Final
 
-from loopscope.sources.children import ChildSteps
+from loopscope.sources.children import ChildSteps, ForeignSteps
 from loopscope.sources.ledger import CURRENT, current
 
 _END_SLEEP: object = getattr(asyncio.futures, "_set_result_unless_cancelled", None)
@@ -105,17 +105,19 @@ def _stamping(call_soon: Callable[..., Any], now: Callable[[], float]) -> Callab
         if context is not None:
             try:
                 task: Any = getattr(callback, "__self__", None)
-                is_task = isinstance(task, _TASK)
                 # not by `get_coro`, which may crash: see sources.tasks
-                driver: Any = task._coro if is_task else None  # noqa: SLF001
+                driver: Any = task._coro if isinstance(task, _TASK) else None  # noqa: SLF001
             except Exception:  # no attribute of theirs has to be fit to be asked for
-                is_task, driver = False, None
-            if is_task and type(driver) is not ChildSteps:
+                driver = None
+            kind: Any = type(driver)  # pyright: ignore[reportUnknownVariableType]
+            if kind is ChildSteps or kind is ForeignSteps:
+                driver.woken = now()
+            elif driver is not None:
                 claim = context.get(CURRENT)
                 exchange = None if claim is None else claim()
-                driver = None if exchange is None else exchange.steps
-            if driver is not None:
-                driver.woken = now()
+                steps = None if exchange is None else exchange.steps
+                if steps is not None:  # in a line of its own: it is of another type
+                    steps.woken = now()
         if argument is _NONE:
             return call_soon(callback, context=context)
         if others:
