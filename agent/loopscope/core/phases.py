@@ -63,7 +63,7 @@ class Stay:
 class Gaps:
     """Seconds by phase between the steps of one request; see ``close``."""
 
-    __slots__ = ("_inside", "changes", "estimated", "seconds", "under_way")
+    __slots__ = ("changes", "estimated", "inside", "seconds", "under_way")
 
     def __init__(self) -> None:
         self.changes: deque[tuple[float, int, int, Stay]] = deque()
@@ -72,9 +72,10 @@ class Gaps:
         """By phase; last what is in none of them."""
         self.estimated = 0.0
         """Those seconds of ``LOOP_WAIT`` that are an upper bound."""
-        self._inside = [0] * (NOWHERE + 1)
+        self.inside = [0] * (NOWHERE + 1)
+        """How many things are in each phase, as of the changes taken in so far."""
         self.under_way = 0
-        """How many things are in a phase, as of the changes taken in so far."""
+        """All of those that are in a phase."""
 
     def close(
         self,
@@ -92,9 +93,12 @@ class Gaps:
         in which nothing was. Both moments are ``ended`` where there is no such thing.
         """
         seconds = self.seconds
-        inside = self._inside
+        inside = self.inside
         changes = self.changes
-        ready = min(max(ready, began), ended)
+        if ready < began:
+            ready = began
+        if ready > ended:
+            ready = ended
         if not changes and not self.under_way and doubtful >= ready:  # as it is most of the time
             seconds[waiting_as] += ready - began
             seconds[LOOP_WAIT] += ended - ready
@@ -107,26 +111,31 @@ class Gaps:
                 began = at
             inside[left] -= 1
             inside[entered] += 1
-            self.under_way += (left == NOWHERE) - (entered == NOWHERE)
-            freed = stay if entered == NOWHERE else None
+            if left == NOWHERE:
+                self.under_way += 1
+            freed = None
+            if entered == NOWHERE:
+                self.under_way -= 1
+                freed = stay
         if freed is not None and freed.awaited is waiting_for is not None:
             ready = began  # it was over, and nothing else was waited for
-        self._add(began, ready, doubtful, waiting_as)
+        elif ready > began:
+            self._add(began, ready, doubtful, waiting_as)
         seconds[LOOP_WAIT] += ended - ready
 
     def enter(self, phase: int) -> None:
         """Something enters ``phase`` right now: for the thread that runs the request, in a step."""
-        self._inside[phase] += 1
+        self.inside[phase] += 1
         self.under_way += 1
 
     def leave(self, phase: int) -> None:
         """And is over, in a step as well."""
-        self._inside[phase] -= 1
+        self.inside[phase] -= 1
         self.under_way -= 1
 
     def present(self) -> int:
         """The phase things are in right now; ``NOWHERE`` if nothing is under way. Any thread."""
-        inside = list(self._inside)
+        inside = list(self.inside)
         for _, left, entered, _ in list(self.changes):
             inside[left] -= 1
             inside[entered] += 1
@@ -138,7 +147,7 @@ class Gaps:
 
     def _add(self, began: float, ended: float, doubtful: float, otherwise: int) -> None:
         seconds = self.seconds
-        phase = _first(self._inside)
+        phase = _first(self.inside)
         if phase != NOWHERE:
             seconds[phase] += ended - began
             return
@@ -151,7 +160,8 @@ class Gaps:
 
 
 def _first(inside: list[int]) -> int:
-    for phase in (POOL_WAIT, THREAD_WAIT, THREAD_RUN):
-        if inside[phase] > 0:
-            return phase
-    return NOWHERE
+    if inside[POOL_WAIT] > 0:
+        return POOL_WAIT
+    if inside[THREAD_WAIT] > 0:
+        return THREAD_WAIT
+    return THREAD_RUN if inside[THREAD_RUN] > 0 else NOWHERE
