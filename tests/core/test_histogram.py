@@ -41,6 +41,19 @@ def test_it_counts_as_one_would_by_hand(case: tuple[list[float], list[float]]) -
     assert total == list(accumulate(values, initial=0.0))[-1]
 
 
+@given(bounds_and_values())
+def test_all_at_once_are_counted_as_one_by_one(case: tuple[list[float], list[float]]) -> None:
+    """However many there are, what is published of them is the same."""
+    bounds, values = case
+    slots, at_once = slots_of(len(bounds) + 2), slots_of(len(bounds) + 2)
+    histogram = Histogram(slots, 0, bounds)
+    for value in values:
+        histogram.observe(value)
+    Histogram(at_once, 0, bounds).observe_all(values)
+    assert at_once.tolist()[:-1] == slots.tolist()[:-1]
+    assert at_once[-1] == pytest.approx(slots[-1], abs=1e-6)
+
+
 @pytest.mark.parametrize("number", range(len(DURATION_BOUNDS)))
 def test_a_value_equal_to_a_bound_belongs_to_its_bucket(number: int) -> None:
     """``le`` means less or equal, for every bound we publish durations with."""

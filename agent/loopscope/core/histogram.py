@@ -7,7 +7,9 @@ for everything that happens less often.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
+from itertools import repeat
 
 
 class Histogram:
@@ -31,6 +33,14 @@ class Histogram:
         slots = self._slots
         slots[self._base + bisect_left(self._bounds, value)] += 1.0
         slots[self._sum] += value
+
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count each of ``values``: no more than one addition a bucket, however many they are."""
+        slots, base = self._slots, self._base
+        buckets = Counter(map(bisect_left, repeat(self._bounds), values))
+        for bucket, count in buckets.items():
+            slots[base + bucket] += count
+        slots[self._sum] += sum(values)
 
 
 class Number:

@@ -244,6 +244,20 @@ def test_what_nobody_reads_is_lost_by_count_not_by_memory() -> None:
     assert not there.book.events
 
 
+def test_each_use_has_room_for_its_wait_and_its_end() -> None:
+    """Waits and uses have bounds of their own, which neither takes from the other."""
+    there = Time()
+    there.book.most_events = 10
+    pool = there.book.watch("shelf", "db.test", Level)
+    for _ in range(12):
+        use = pool.ask()
+        use.got()
+        use.release()
+    assert (len(there.book.waits), len(there.book.uses), there.book.lost) == (10, 10, 4)
+    there.book.fold(4)
+    assert (len(there.book.waits), len(there.book.uses)) == (6, 6)
+
+
 def test_routes_and_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound they are folded into one."""
     monkeypatch.setattr(books, "MOST_ROUTES", 3)

@@ -185,7 +185,7 @@ async def test_a_subscription_is_no_leak_for_being_held_long(url: str) -> None:
     async with client.pubsub() as subscription, borrowed(client.connection_pool):
         await subscription.subscribe("channel")
         for use in held(KIND):
-            use._got -= 3600  # noqa: SLF001
+            use.began -= 3600
         assert service.figure("in_use") == 2
         assert service.figure("leaked", reason="held_too_long") == 1
     await client.aclose()

@@ -1,15 +1,17 @@
 """All pools of the process: who has them measured, and what is published of them.
 
-What is over goes through one bounded queue to whoever reads, the only writer of the slots; by then
-the request has been routed, so waits and uses are known by route. The rate of all seconds of use is
-the mean number in use, and that of all seconds of waiting the mean number of those who wait
-(Little's law), whatever the scraper misses in between.
+What is over goes through bounded queues to whoever reads, the only writer of the slots; by then the
+request has been routed, so waits and uses are known by route. What is alike is added up first: to
+publish each by itself would take longer than to record it.
+
+The rate of all seconds of use is the mean number in use, and that of all seconds of waiting the
+mean number of those who wait (Little's law), whatever the scraper misses in between.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from threading import Lock
 from typing import Any, Final, get_args
@@ -37,16 +39,18 @@ MOST_POOLS: Final = 100
 MOST_ROUTES: Final = 1000
 """Label sets by route, or by route and line, of all pools together."""
 MOST_EVENTS: Final = 65_536
-"""Waits and uses that are over, kept until somebody reads."""
+"""Waits, uses and other things that are over, of each so many kept until somebody reads."""
 MOST_ALIKE: Final = 5
 """Pools of one name that are told apart; all further ones are one."""
 _FOLDED_AT_ONCE = 2000
-"""A few milliseconds' work: for more, whoever folds now and then has to come again."""
+"""Of each, a few milliseconds' work: for more, whoever folds now and then has to come again."""
 _SETTLED = 1.0
 """Seconds after which whose a use is has been decided."""
 
 _Event = tuple[Meter, str, float, Exchange | str, Place | None]
 """What is over: of which pool, whether a wait, a use or whatever else, its seconds, and whose."""
+_Alike = defaultdict[tuple[Meter, str, str], list[float]]
+"""The seconds of events, by pool, kind and route."""
 _Labels = tuple[str, ...]
 _Key = tuple[Metric, _Labels]
 
@@ -70,7 +74,12 @@ class PoolBook:
     ) -> None:
         self.now = now
         self.users = users
+        self.waits: deque[Use] = deque()
+        """Those that have got what they waited for."""
+        self.uses: deque[Use] = deque()
+        """Those that have given back what they had."""
         self.events: deque[_Event] = deque()
+        """All else that is over."""
         self.most_events = MOST_EVENTS
         self.lost = 0
         """How many were over that could not be kept."""
@@ -160,25 +169,38 @@ class PoolBook:
         return latest is None or self._level(latest) is None
 
     def _fold(self, at_most: int) -> None:
-        events = self.events
+        alike: _Alike = defaultdict(list)
+        routes = _Routes()
+        waits, uses, events = self.waits, self.uses, self.events
+        for _ in range(min(len(waits), at_most)):
+            use = waits.popleft()
+            route = routes[use.exchange or use.route]
+            alike[use.meter, "wait", route].append(use.began - use.asked)
+        for _ in range(min(len(uses), at_most)):
+            use = uses.popleft()
+            route = routes[use.exchange or use.route]
+            alike[use.meter, "use", route].append(use.ended - use.began)
         for _ in range(min(len(events), at_most)):
-            self._count(*events.popleft())
+            meter, kind, seconds, owner, place = events.popleft()
+            route = routes[owner]
+            alike[meter, kind, route].append(seconds)
+            if kind == "create":
+                labels = self._bounded(*meter.labels, route, self.users.describe_place(place))
+                self._add(metrics.CREATIONS, labels, 1.0)
+        for (meter, kind, route), each in alike.items():
+            self._count(meter, kind, route, each)
 
-    def _count(
-        self, meter: Meter, kind: str, seconds: float, owner: Exchange | str, place: Place | None
-    ) -> None:
-        route = owner if isinstance(owner, str) else owner.route_so_far()
+    def _count(self, meter: Meter, kind: str, route: str, each: list[float]) -> None:
+        """Publish the seconds of ``each`` event of a kind."""
+        seconds = sum(each)
         timed, by_route = meter.series.get((kind, route)) or self._series(
             meter, kind, seconds, route
         )
         if timed is not None:
-            timed.observe(seconds)
+            timed.observe_all(each)
         elif kind in _FAILURES:
-            self._add(_FAILURES[kind], meter.labels, 1.0)
-        if kind == "create":
-            labels = self._bounded(*meter.labels, route, self.users.describe_place(place))
-            self._add(metrics.CREATIONS, labels, 1.0)
-        elif by_route is not None:
+            self._add(_FAILURES[kind], meter.labels, len(each))
+        if by_route is not None:
             by_route.add(seconds)
 
     def _series(self, meter: Meter, kind: str, seconds: float, route: str) -> Series:
@@ -286,3 +308,12 @@ class PoolBook:
 
     def _make_histogram(self, key: _Key) -> Histogram:
         return Histogram(self._page.slots, self._page.allocate(*key), key[0].bounds)
+
+
+class _Routes(dict[Exchange | str, str]):
+    """The route of whoever something belonged to, each resolved once."""
+
+    def __missing__(self, owner: Exchange | str) -> str:
+        route = owner if isinstance(owner, str) else owner.route_so_far()
+        self[owner] = route
+        return route

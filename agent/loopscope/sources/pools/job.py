@@ -40,10 +40,10 @@ class Job(Use):
     def begin(self) -> None:
         """A thread or process has taken it up."""
         meter = self.meter
-        self._got = now = meter.now()
+        self.began = now = meter.now()
         meter.waiting.discard(self)
         meter.held.add(self)
-        meter.over("wait", now - self.asked, self._exchange or self.route)
+        meter.over("wait", now - self.asked, self.exchange or self.route)
         if self._stay is not None:
             self._stay.move(THREAD_RUN, now)
 
@@ -55,14 +55,14 @@ class Job(Use):
         try:
             if self in meter.held:
                 meter.held.discard(self)
-                meter.over("use", now - self._got, self._exchange or self.route)
+                meter.over("use", now - self.began, self.exchange or self.route)
             if stay is not None:
                 try:
                     stay.awaited = self.find_awaited()
                 finally:
                     stay.move(NOWHERE, now)
         finally:
-            self._stay = self._exchange = self.function = None  # a future may be kept for long
+            self._stay = self.exchange = self.function = None  # a future may be kept for long
 
     def find_awaited(self) -> object:
         """What the coroutine that waits for its end has yielded; None if nobody does yet."""
@@ -72,7 +72,7 @@ class Job(Use):
         """What has not begun never will."""
         if self in self.meter.waiting:
             self.failed(error)
-            self._exchange = self.function = None
+            self.exchange = self.function = None
 
     def reason_to_worry(self, now: float, leak_after: float) -> Reason | None:
         """What goes on after its request, or belongs to none, may well be meant to."""

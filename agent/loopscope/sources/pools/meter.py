@@ -67,6 +67,9 @@ class Meter:
         self.waiting: set[Use] = set()
         self.held: set[Use] = set()
         self.now = book.now
+        self.waits = book.waits
+        self.uses = book.uses
+        self.most_events = book.most_events
         self.series: dict[tuple[str, str], Series] = {}
         """By kind of event and route; for whoever folds."""
         self._asking = Caller(book.users)
@@ -95,7 +98,7 @@ class Meter:
     def over(
         self, kind: str, seconds: float, owner: Exchange | str, place: Place | None = None
     ) -> None:
-        """A wait, a use or an attempt to make something new is over."""
+        """Something is over, and no ``Use`` of the book's will tell of it."""
         events = self.book.events
         if len(events) < self.book.most_events:
             events.append((self, kind, seconds, owner, place))
