@@ -9,7 +9,7 @@ request add up to its duration, whatever overlaps.
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Final, Protocol
 
 LOOP_RUN: Final = "loop_run"
 AWAIT_OTHER: Final = "await_other"
@@ -34,19 +34,25 @@ MOST_CHANGES: Final = 16_384
 """Changes of phase kept between two steps of a request."""
 
 
-class Stay:
-    """One thing that a request has under way, in one phase after another. For any one thread.
+class UnderWay(Protocol):
+    """Something that a request has under way."""
 
-    ``awaited`` is what whoever waits for its end has yielded, if that is known: once it is over,
-    such a request waits for nothing but the loop.
-    """
+    awaited: object
+    """What whoever waits for its end has yielded, if that is known: once it is over, such a request
+    waits for nothing but the loop."""
+
+
+class Stay:
+    """One thing that a request has under way, in one phase after another. For any one thread."""
 
     __slots__ = ("_gaps", "awaited", "phase")
+
+    awaited: object
 
     def __init__(self, gaps: Gaps) -> None:
         self._gaps = gaps
         self.phase = NOWHERE
-        self.awaited: object = None
+        self.awaited = None
 
     def move(self, phase: int, at: float) -> None:
         """Leave the present phase and enter ``phase`` (``NOWHERE``: it is over) at that moment.
@@ -66,7 +72,7 @@ class Gaps:
     __slots__ = ("changes", "estimated", "inside", "seconds", "under_way")
 
     def __init__(self) -> None:
-        self.changes: deque[tuple[float, int, int, Stay]] = deque()
+        self.changes: deque[tuple[float, int, int, UnderWay]] = deque()
         """When something left which phase for which other; appended to by any thread."""
         self.seconds = [0.0] * (NOWHERE + 1)
         """By phase; last what is in none of them."""
@@ -103,24 +109,33 @@ class Gaps:
             seconds[waiting_as] += ready - began
             seconds[LOOP_WAIT] += ended - ready
             return
-        freed: Stay | None = None
+        freed: UnderWay | None = None
+        phase = _first(inside)
         while changes and changes[0][0] <= ready:
             at, left, entered, stay = changes.popleft()
             if at > began:
-                self._add(began, at, doubtful, waiting_as)
+                if phase != NOWHERE:
+                    seconds[phase] += at - began
+                else:
+                    self._add_unknown(began, at, doubtful, waiting_as)
                 began = at
             inside[left] -= 1
             inside[entered] += 1
             if left == NOWHERE:
                 self.under_way += 1
-            freed = None
             if entered == NOWHERE:
                 self.under_way -= 1
                 freed = stay
+                phase = _first(inside)
+            else:
+                freed = None
+                phase = entered if self.under_way == 1 else _first(inside)
         if freed is not None and freed.awaited is waiting_for is not None:
             ready = began  # it was over, and nothing else was waited for
-        elif ready > began:
-            self._add(began, ready, doubtful, waiting_as)
+        elif phase != NOWHERE:
+            seconds[phase] += ready - began
+        else:
+            self._add_unknown(began, ready, doubtful, waiting_as)
         seconds[LOOP_WAIT] += ended - ready
 
     def enter(self, phase: int) -> None:
@@ -145,12 +160,9 @@ class Gaps:
         """Whether nothing is under way and no change of that has come in."""
         return not self.changes and not self.under_way
 
-    def _add(self, began: float, ended: float, doubtful: float, otherwise: int) -> None:
+    def _add_unknown(self, began: float, ended: float, doubtful: float, otherwise: int) -> None:
+        """Nothing was under way from ``began`` to ``ended``."""
         seconds = self.seconds
-        phase = _first(self.inside)
-        if phase != NOWHERE:
-            seconds[phase] += ended - began
-            return
         if doubtful < ended:
             doubtful = max(doubtful, began)
             seconds[LOOP_WAIT] += ended - doubtful

@@ -100,9 +100,14 @@ class Exchange:
         """
         return coroutine
 
+    def shared_gaps(self) -> Gaps | None:
+        """Where to note what changes phases; None where no phases are kept. Any thread."""
+        return None
+
     def stay(self) -> Stay | None:
         """Something to move from phase to phase; None where no phases are kept. Any thread."""
-        return None
+        gaps = self.shared_gaps()
+        return None if gaps is None else Stay(gaps)
 
     def own_gaps(self) -> Gaps | None:
         """What its steps enter and leave phases in; None out of them: ``stay`` is what to use."""

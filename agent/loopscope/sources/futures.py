@@ -26,7 +26,7 @@ def stand_in(future: Future[Any]) -> object:
     It leaves the executor's future a function to call when it is done, and that function knows.
     """
     callbacks: list[Any] = getattr(future, "_done_callbacks", [])
-    for callback in callbacks:
+    for callback in reversed(callbacks):  # the first of them is ours
         closure = getattr(callback, "__closure__", None)
         found = None if closure is None else future_of(*closure)
         if found is not None:

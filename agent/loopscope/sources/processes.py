@@ -40,12 +40,13 @@ from loopscope.sources.pools.processes import ProcessPools
 class _Job(Job):
     """One job, in whichever place of the line."""
 
-    __slots__ = ("awaited",)
+    __slots__ = ("found",)
 
-    awaited: object
+    found: object
+    """What whoever waits has yielded."""
 
     def find_awaited(self) -> object:
-        return self.awaited
+        return self.found
 
 
 class _Line:
@@ -80,7 +81,7 @@ class _Line:
                 following, its_job = self._queued.popitem(last=False)
                 self._running[following] = its_job
                 its_job.begin()
-            job.awaited = awaited
+            job.found = awaited
             job.end()
 
 

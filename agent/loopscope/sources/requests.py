@@ -40,7 +40,6 @@ from loopscope.core.phases import (
     NOWHERE,
     PHASES,
     Gaps,
-    Stay,
 )
 from loopscope.core.routes import matched_route
 from loopscope.sources.awaits import AwaitTable
@@ -741,14 +740,14 @@ class HttpExchange(Exchange):
             return None
         return (self.ledger or self.open_ledger()).gaps
 
-    def stay(self) -> Stay | None:
-        """Something to move from phase to phase; None once the request is answered. Any thread.
+    def shared_gaps(self) -> Gaps | None:
+        """Where to note what changes phases; None once the request is answered. Any thread.
 
-        After the answer nobody shares out gaps any more, and stays would only pile up.
+        After the answer nobody shares out gaps any more, and changes would only pile up.
         """
-        if not self.is_under_way() or self.is_answered():
+        if self not in self.lane.recorder.active or (self.last_byte and self.is_answered()):
             return None
-        return Stay(self.open_ledger().gaps)
+        return (self.ledger or self.open_ledger()).gaps
 
     def open_ledger(self) -> Ledger:
         """The ledger, made when there is something to write into it."""

@@ -42,6 +42,9 @@ from loopscope.sources.ledger import HELPERS, Claim, claim_on, current
 from loopscope.sources.pools.job import Job, why
 from loopscope.sources.pools.threads import ThreadPools
 
+_CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
+"""The states of an executor's future that has been."""
+
 
 class _Job(Job):
     """A job that is what the thread calls, in place of its function."""
@@ -116,7 +119,11 @@ class _ExecutorJob(_Job):
         """It is ``future`` that will be done with it."""
         try:
             self._future = ref(future)  # which refers to us
-            future.add_done_callback(self._done)
+            # As ``add_done_callback`` does, without its lock: who could have it? Nobody has seen
+            # the future but the executor, which may have been shut down meanwhile.
+            future._done_callbacks.append(self._done)  # type: ignore[attr-defined]  # noqa: SLF001
+            if future._state in _CANCELLED:  # noqa: SLF001
+                self._done(future)
         except Exception as error:
             self.source.failed(error)
 
@@ -134,10 +141,6 @@ class _ExecutorJob(_Job):
     def _done(self, future: Future[Any]) -> None:
         if self in self.meter.waiting:
             self.refused(why(future))
-
-
-def _threads(executor: Any) -> int:
-    return len(getattr(executor, "_threads", ()))
 
 
 def _nobody() -> None:
@@ -241,13 +244,14 @@ class ThreadsSource:
             job = self._executor_job(executor, fn)
             if job is None:
                 return original(executor, fn, *args, **kwargs)
-            threads = _threads(executor)
+            threads = getattr(executor, "_threads", ())
+            before = len(threads)
             try:
                 future = original(executor, job, *args, **kwargs)
             except BaseException as error:
                 job.refused(error)
                 raise
-            if _threads(executor) > threads:
+            if len(threads) > before:
                 job.had_thread_started()
             job.follow(future)
             return future

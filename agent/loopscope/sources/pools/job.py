@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
+from collections import deque
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loopscope.core.leak import Reason
-from loopscope.core.phases import NOWHERE, THREAD_RUN, THREAD_WAIT
+from loopscope.core.phases import MOST_CHANGES, NOWHERE, THREAD_RUN, THREAD_WAIT, UnderWay
 from loopscope.sources.exchange import Exchange
 from loopscope.sources.pools.use import Use
 
@@ -17,25 +18,31 @@ if TYPE_CHECKING:
 
 
 class Job(Use):
-    """A use of a pool's thread or process, and the ``Stay`` of the request that handed it over.
+    """A use of a pool's thread or process, and what the request that handed it over has under way.
 
     Both change at the same moments, so one object sees to both: ``thread_wait`` is the wait,
-    ``thread_run`` the use. A job that belongs to no request, or to one that has been answered, has
-    no stay.
+    ``thread_run`` the use. A job that belongs to no request, or to one that has been answered, is
+    in no phase.
 
     Nobody looks for the line that asked: while it runs, a function says best where it is from.
     """
 
-    __slots__ = ("function",)
+    __slots__ = ("_changes", "awaited", "function")
+
+    awaited: object
+    """What the coroutine that waits for its end has yielded; None if nobody does yet."""
 
     def __init__(self, meter: Meter, exchange: Exchange | None, function: Any) -> None:
         now = meter.now()
-        stay = None if exchange is None else exchange.stay()
-        if stay is not None:
-            stay.move(THREAD_WAIT, now)
-        super().__init__(meter, exchange, now, None, False)
-        self._stay = stay
+        Use.__init__(self, meter, exchange, now, None, False)
         self.function: Any = function
+        self._changes: deque[tuple[float, int, int, UnderWay]] | None = None
+        gaps = None if exchange is None else exchange.shared_gaps()
+        if gaps is not None:
+            changes = gaps.changes
+            if len(changes) < MOST_CHANGES:
+                self._changes = changes
+                changes.append((now, NOWHERE, THREAD_WAIT, self))
 
     def begin(self) -> None:
         """A thread or process has taken it up."""
@@ -43,30 +50,43 @@ class Job(Use):
         self.began = now = meter.now()
         meter.waiting.discard(self)
         meter.held.add(self)
-        meter.over("wait", now - self.asked, self.exchange or self.route)
-        if self._stay is not None:
-            self._stay.move(THREAD_RUN, now)
+        events = meter.events
+        if len(events) < meter.most_events:
+            events.append((meter, "wait", now - self.asked, self.exchange or self.route, None))
+        else:
+            meter.book.lost += 1
+        if self._changes is not None:
+            self._changes.append((now, THREAD_WAIT, THREAD_RUN, self))
 
     def end(self) -> None:
         """It has run."""
         meter = self.meter
-        stay = self._stay
+        changes = self._changes
         now = meter.now()
         try:
             if self in meter.held:
                 meter.held.discard(self)
                 meter.over("use", now - self.began, self.exchange or self.route)
-            if stay is not None:
+            if changes is not None:
+                self.awaited = None
                 try:
-                    stay.awaited = self.find_awaited()
+                    self.awaited = self.find_awaited()
                 finally:
-                    stay.move(NOWHERE, now)
+                    changes.append((now, THREAD_RUN, NOWHERE, self))
         finally:
-            self._stay = self.exchange = self.function = None  # a future may be kept for long
+            # a future may be kept for long
+            self._changes = self.exchange = self.function = None
 
     def find_awaited(self) -> object:
         """What the coroutine that waits for its end has yielded; None if nobody does yet."""
         raise NotImplementedError
+
+    def _stop_waiting(self, now: float) -> None:
+        self.meter.waiting.discard(self)
+        changes, self._changes = self._changes, None
+        if changes is not None:
+            self.awaited = None
+            changes.append((now, THREAD_WAIT, NOWHERE, self))
 
     def drop(self, error: BaseException) -> None:
         """What has not begun never will."""

@@ -69,6 +69,7 @@ class Meter:
         self.now = book.now
         self.waits = book.waits
         self.uses = book.uses
+        self.events = book.events
         self.most_events = book.most_events
         self.series: dict[tuple[str, str], Series] = {}
         """By kind of event and route; for whoever folds."""
@@ -99,8 +100,8 @@ class Meter:
         self, kind: str, seconds: float, owner: Exchange | str, place: Place | None = None
     ) -> None:
         """Something is over, and no ``Use`` of the book's will tell of it."""
-        events = self.book.events
-        if len(events) < self.book.most_events:
+        events = self.events
+        if len(events) < self.most_events:
             events.append((self, kind, seconds, owner, place))
         else:
             self.book.lost += 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import sys
 from asyncio import get_running_loop
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from math import isinf
 from threading import Lock
@@ -21,8 +22,6 @@ from typing import Any, Final
 from weakref import WeakSet, ref
 
 from loopscope.core.budget import OVERFLOW
-from loopscope.core.stacks import Place
-from loopscope.sources.exchange import Exchange
 from loopscope.sources.pools.book import PoolBook
 from loopscope.sources.pools.meter import Level, Meter
 
@@ -62,11 +61,7 @@ class _Aside(Meter):
 
     def __init__(self, book: PoolBook) -> None:
         super().__init__(book, ("", KIND), lambda: None, is_counted=False)
-
-    def over(
-        self, kind: str, seconds: float, owner: Exchange | str, place: Place | None = None
-    ) -> None:
-        pass
+        self.events = deque[Any](maxlen=0)
 
 
 class ThreadPools:
