@@ -139,7 +139,7 @@ class _ExecutorJob(_Job):
         return None if future is None else stand_in(future)
 
     def _done(self, future: Future[Any]) -> None:
-        if self in self.meter.waiting:
+        if self.is_waiting:
             self.refused(why(future))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial, wraps
+from functools import wraps
 from inspect import iscoroutinefunction
 from types import ModuleType
 from typing import Any, ClassVar, Final
@@ -133,16 +133,12 @@ class Adapter:
         ``thing`` says of what it returns what will be given back, if that is something else;
         ``reason`` of an error what it comes from; ``skips`` is true of pools not to be measured.
         """
-        ask: Callable[[Any], Use | None] = self.ask
-        if skips is not None:
-            ask = partial(self._ask_unless, skips)
-        took: Callable[[Use, Any], None] = self.took
-        if thing is not None:
-            took = partial(self._took_of, thing)
+        ask = self.ask
+        took = self.took
 
         @wraps(original)
         async def acquire_async(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = ask(pool)
+            use = ask(pool) if skips is None or not skips(pool) else None
             if use is None:
                 return await original(pool, *arguments, **keywords)
             try:
@@ -150,12 +146,12 @@ class Adapter:
             except BaseException as error:
                 self.failed(use, error, reason)
                 raise
-            took(use, taken)
+            took(use, taken if thing is None else thing(taken))
             return taken
 
         @wraps(original)
         def acquire(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            use = ask(pool)
+            use = ask(pool) if skips is None or not skips(pool) else None
             if use is None:
                 return original(pool, *arguments, **keywords)
             try:
@@ -163,7 +159,7 @@ class Adapter:
             except BaseException as error:
                 self.failed(use, error, reason)
                 raise
-            took(use, taken)
+            took(use, taken if thing is None else thing(taken))
             return taken
 
         return acquire_async if iscoroutinefunction(original) else acquire
@@ -225,26 +221,18 @@ class Adapter:
 
         return close_async if iscoroutinefunction(original) else close
 
-    def _ask_unless(self, skips: Callable[[Any], bool], pool: Any) -> Use | None:
-        return None if skips(pool) else self.ask(pool)
-
-    def _took_of(self, thing: Callable[[Any], object], use: Use, taken: Any) -> None:
-        self.took(use, thing(taken))
-
     def releasing(self, original: Function) -> Function:
         """What stands in for the function, of either colour, that gives its argument back."""
-
-        def give_back(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            self.gave_back(arguments[0] if arguments else next(iter(keywords.values()), None))
+        gave_back = self.gave_back
 
         @wraps(original)
         async def release_async(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            give_back(arguments, keywords)
+            gave_back(arguments[0] if arguments else _first(keywords))
             return await original(pool, *arguments, **keywords)
 
         @wraps(original)
         def release(pool: Any, *arguments: Any, **keywords: Any) -> Any:
-            give_back(arguments, keywords)
+            gave_back(arguments[0] if arguments else _first(keywords))
             return original(pool, *arguments, **keywords)
 
         return release_async if iscoroutinefunction(original) else release
@@ -253,10 +241,10 @@ class Adapter:
         """``use`` has got ``thing``, which is to be known when it is given back."""
         try:
             use.got()
-            key = id(thing)
-            if key in self._uses:  # whoever had that is gone, and never gave it back
-                self._uses[key].release()
-            self._uses[key] = use
+            uses, key = self._uses, id(thing)
+            if key in uses:  # whoever had that is gone, and never gave it back
+                uses[key].release()
+            uses[key] = use
         except Exception as error:
             self._failed(error)
 
@@ -278,7 +266,7 @@ class Adapter:
     def tidy_up(self) -> None:
         """Forget what has gone with its pool, without having been given back."""
         if len(self._uses) > _MANY:
-            gone = [key for key, use in list(self._uses.items()) if use not in use.meter.held]
+            gone = [key for key, use in list(self._uses.items()) if use not in use.meter.live]
             for key in gone:
                 self._uses.pop(key, None)
 
@@ -343,3 +331,7 @@ class Adapter:
         self._faults.report(part, error)
         if self._faults.is_off(part):
             self._is_on = False
+
+
+def _first(keywords: dict[str, Any]) -> object:
+    return next(iter(keywords.values()), None)

@@ -153,7 +153,7 @@ class PoolBook:
 
     def held(self) -> list[Use]:
         """All that is in use, longest first. From any thread."""
-        uses = [use for meter in list(self._meters) for use in list(meter.held)]
+        uses = [use for meter in list(self._meters) for use in meter.held]
         return sorted(uses, key=lambda use: use.since)
 
     def _unique(self, name: str, kind: str) -> str:
@@ -252,12 +252,12 @@ class PoolBook:
         self._meters.pop(meter, None)
         if self._named.get(meter.labels) is meter:
             del self._named[meter.labels]
-        for use in list(meter.held):
+        for use in meter.held:
             use.release()
 
     def _show(self, meter: Meter, level: Level, now: float, shown: dict[_Key, float]) -> None:
         """Add what there is of one pool to what is ``shown``: several may go by one name."""
-        waiting, held = list(meter.waiting), list(meter.held)
+        waiting, held = meter.waiting, meter.held
         if meter.is_counted:
             level = level.counted(in_use=len(held), pending=len(waiting))
             self._show_ages(meter, waiting, held, now, shown)
@@ -273,8 +273,8 @@ class PoolBook:
     def _show_ages(
         self,
         meter: Meter,
-        waiting: list[Use],
-        held: list[Use],
+        waiting: set[Use],
+        held: set[Use],
         now: float,
         shown: dict[_Key, float],
     ) -> None:

@@ -48,8 +48,6 @@ class Job(Use):
         """A thread or process has taken it up."""
         meter = self.meter
         self.began = now = meter.now()
-        meter.waiting.discard(self)
-        meter.held.add(self)
         events = meter.events
         if len(events) < meter.most_events:
             events.append((meter, "wait", now - self.asked, self.exchange or self.route, None))
@@ -60,13 +58,10 @@ class Job(Use):
 
     def end(self) -> None:
         """It has run."""
-        meter = self.meter
         changes = self._changes
-        now = meter.now()
+        now = self.meter.now()
         try:
-            if self in meter.held:
-                meter.held.discard(self)
-                meter.over("use", now - self.began, self.exchange or self.route)
+            self._give_back(now)
             if changes is not None:
                 self.awaited = None
                 try:
@@ -77,12 +72,25 @@ class Job(Use):
             # a future may be kept for long
             self._changes = self.exchange = self.function = None
 
+    def release(self) -> None:
+        self._give_back(self.meter.now())
+
     def find_awaited(self) -> object:
         """What the coroutine that waits for its end has yielded; None if nobody does yet."""
         raise NotImplementedError
 
-    def _stop_waiting(self, now: float) -> None:
-        self.meter.waiting.discard(self)
+    def _give_back(self, now: float) -> None:
+        """Count the use, whose request is about to be let go of, so not as other uses do."""
+        meter = self.meter
+        if self in meter.live:
+            meter.live.discard(self)
+            events = meter.events
+            if len(events) < meter.most_events:
+                events.append((meter, "use", now - self.began, self.exchange or self.route, None))
+            else:
+                meter.book.lost += 1
+
+    def _leave(self, now: float) -> None:
         changes, self._changes = self._changes, None
         if changes is not None:
             self.awaited = None
@@ -90,7 +98,7 @@ class Job(Use):
 
     def drop(self, error: BaseException) -> None:
         """What has not begun never will."""
-        if self in self.meter.waiting:
+        if self.is_waiting:
             self.failed(error)
             self.exchange = self.function = None
 

@@ -64,8 +64,8 @@ class Meter:
         self.is_counted = is_counted
         self.is_forgotten = False
         """Whether the pool was gone or closed when somebody looked; used again, it is another."""
-        self.waiting: set[Use] = set()
-        self.held: set[Use] = set()
+        self.live: set[Use] = set()
+        """What has been asked for and is not over."""
         self.now = book.now
         self.waits = book.waits
         self.uses = book.uses
@@ -76,7 +76,17 @@ class Meter:
         self._asking = Caller(book.users)
         self._opening = Caller(book.users)
 
-    def ask(self, *, is_phase: bool = True, kind: type[Use] = Use) -> Use:
+    @property
+    def waiting(self) -> set[Use]:
+        """The uses that have not got what they wait for, as of now."""
+        return {use for use in list(self.live) if use.began < 0.0}
+
+    @property
+    def held(self) -> set[Use]:
+        """The uses that have got it, and not given it back."""
+        return {use for use in list(self.live) if use.began >= 0.0}
+
+    def ask(self, is_phase: bool = True, kind: type[Use] = Use) -> Use:
         """Somebody wants something from the pool, whoever it is that calls us.
 
         ``is_phase`` is false where the wait is no ``pool_wait`` of the request's.

@@ -34,7 +34,7 @@ class ProcessPools:
         if meter is None:
             return Level()
         processes: Any = executor._processes  # noqa: SLF001
-        if processes is None and not (meter.waiting or meter.held):  # shut down
+        if processes is None and not meter.live:  # shut down
             return None
         return Level(
             capacity=executor._max_workers,  # noqa: SLF001

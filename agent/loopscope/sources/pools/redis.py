@@ -90,7 +90,8 @@ class RedisAdapter(RedisPools):
         plain, waiting = library.ConnectionPool, library.BlockingConnectionPool
         acquiring = partial(self.acquiring, reason=reason)
         # the waiting one's is around the plain one's, which would count once more
-        once = partial(acquiring, skips=lambda pool: isinstance(pool, waiting))
+        # (``isinstance`` takes several times as long: the library's pools are abstract ones)
+        once = partial(acquiring, skips=lambda pool: waiting in type(pool).__mro__)
         self.keep(Patch(plain, "get_connection", once))
         self.keep(Patch(waiting, "get_connection", acquiring))
         self.keep(Patch(plain, "release", self.releasing))

@@ -154,7 +154,7 @@ class ThreadPools:
         meter = self._meters.get(ref(executor))
         if meter is None:
             return Level()
-        if executor._shutdown and not (meter.waiting or meter.held):  # noqa: SLF001
+        if executor._shutdown and not meter.live:  # noqa: SLF001
             return None
         threads = len(executor._threads)  # noqa: SLF001
         return Level(

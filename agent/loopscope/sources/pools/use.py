@@ -57,8 +57,8 @@ class Use:
     ) -> None:
         self.meter = meter
         self.asked = now
-        self.began = 0.0
-        """When it got what it waited for; 0.0 until then."""
+        self.began = -1.0
+        """When it got what it waited for; below zero until then."""
         self.place = place
         """The line of the user's code that asked, as code and instruction."""
         self.exchange = exchange
@@ -75,17 +75,17 @@ class Use:
                 self._stay = stay = exchange.stay()
                 if stay is not None:
                     stay.move(POOL_WAIT, now)
-        meter.waiting.add(self)
+        meter.live.add(self)
 
     @property
     def is_waiting(self) -> bool:
         """Whether it still waits."""
-        return self in self.meter.waiting
+        return self.began < 0.0 and self in self.meter.live
 
     @property
     def since(self) -> float:
         """Since when it waits or, once it has what it waited for, since when it has that."""
-        return self.began or self.asked
+        return self.asked if self.began < 0.0 else self.began
 
     @property
     def owner(self) -> Exchange | str:
@@ -109,12 +109,17 @@ class Use:
 
     def got(self) -> None:
         """It has what it wanted. Twice is once."""
-        if self.began:
+        if self.began >= 0.0:
             return
         meter = self.meter
         self.began = now = meter.now()
-        self._stop_waiting(now)
-        meter.held.add(self)
+        gaps = self._gaps
+        if gaps is not None:
+            self._gaps = None
+            gaps.inside[POOL_WAIT] -= 1  # as ``leave`` does
+            gaps.under_way -= 1
+        elif self._stay is not None:
+            self._leave(now)
         waits = meter.waits
         if len(waits) < meter.most_events:
             waits.append(self)
@@ -125,14 +130,18 @@ class Use:
         """It will not have it."""
         meter = self.meter
         now = meter.now()
-        self._stop_waiting(now)
+        if self.began < 0.0:
+            meter.live.discard(self)
+            self._leave(now)
         meter.over(_kind_of(error), now - self.asked, self.owner)
 
     def release(self) -> None:
         """It has given back what it had. Twice is once."""
+        if self.began < 0.0:
+            return
         meter = self.meter
         try:
-            meter.held.remove(self)
+            meter.live.remove(self)
         except KeyError:
             return
         self.ended = meter.now()
@@ -190,13 +199,11 @@ class Use:
             return claim is not None
         return not exchange.is_under_way()
 
-    def _stop_waiting(self, now: float) -> None:
-        self.meter.waiting.discard(self)
-        gaps = self._gaps
-        if gaps is not None:
+    def _leave(self, now: float) -> None:
+        """Leave the phase it is in, if any: it waits no more."""
+        if self._gaps is not None:
+            self._gaps.leave(POOL_WAIT)
             self._gaps = None
-            gaps.inside[POOL_WAIT] -= 1  # as ``leave`` does
-            gaps.under_way -= 1
         elif self._stay is not None:
             self._stay.move(NOWHERE, now)
             self._stay = None
