@@ -12,7 +12,9 @@ started with the same function of the library's.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
 from loopscope.core.stacks import Place, UserCode, driver_of
 
@@ -25,6 +27,21 @@ _Way = tuple[int, CodeType | None, CodeType | None]
 _NO_WAY: _Way = (1, None, None)
 
 
+class _Beyond(NamedTuple):
+    """The way to a user's frame beyond a greenlet."""
+
+    present: Callable[[], Any]
+    """Says which greenlet this is."""
+    deep: int
+    """How many calls out the greenlet's outermost frame was."""
+    started_with: CodeType
+    """The code of that."""
+    drives: CodeType
+    """The code that waits for the greenlet: a coroutine's, so it is not looked at any closer."""
+    way: _Way
+    """From there to the user's frame."""
+
+
 class Caller:
     """Finds the user's line that leads to one place in a library. Any thread."""
 
@@ -33,8 +50,7 @@ class Caller:
     def __init__(self, users: UserCode) -> None:
         self._users = users
         self._known = _NO_WAY
-        self._beyond: tuple[int, CodeType, _Way] | None = None
-        """How deep the greenlet was, what it had been started with, and the way from its driver."""
+        self._beyond: _Beyond | None = None
 
     def find(self) -> Place | None:
         """The innermost of the user's frames that have led here, if one has: `UserCode.caller`."""
@@ -51,7 +67,7 @@ class Caller:
                     if code is users or self._users.owns(code):
                         return code, frame.f_lasti
         if self._beyond is not None:
-            place = self._look_beyond(*self._beyond)
+            place = self._look_beyond(self._beyond)
             if place is not None:
                 return place
         here = _frame(1)
@@ -60,19 +76,22 @@ class Caller:
             self._remember(here, place[0])
         return place
 
-    def _look_beyond(self, deep: int, started_with: CodeType, way: _Way) -> Place | None:
+    def _look_beyond(self, beyond: _Beyond) -> Place | None:
         """Where the user's code waits for this greenlet, if all is as it was last time."""
+        present, deep, started_with, drives, (depth, called, users) = beyond
         try:
             outermost = _frame(deep + 1)
         except ValueError:
             return None
         if outermost.f_code is not started_with or outermost.f_back is not None:
             return None
-        driver = driver_of()
-        depth, called, users = way
+        driver = present().parent
         inside: FrameType | None = None if driver is None else driver.gr_frame
-        for _ in range(depth - 2):
-            inside = None if inside is None else inside.f_back
+        if inside is None or inside.f_code is not drives:
+            return None
+        while depth > 2 and inside is not None:
+            inside = inside.f_back
+            depth -= 1
         frame = None if inside is None or inside.f_code is not called else inside.f_back
         if frame is None:
             return None
@@ -87,7 +106,8 @@ class Caller:
             return
         way = _way(driver.gr_frame, users)
         if way[1] is not None:
-            self._beyond = (*_bottom(here), way)
+            present = sys.modules["greenlet"].getcurrent
+            self._beyond = _Beyond(present, *_bottom(here), driver.gr_frame.f_code, way)
 
 
 def _way(frame: FrameType | None, to: CodeType) -> _Way:
