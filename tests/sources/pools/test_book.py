@@ -258,6 +258,21 @@ def test_each_use_has_room_for_its_wait_and_its_end() -> None:
     assert (len(there.book.waits), len(there.book.uses)) == (6, 6)
 
 
+def test_what_was_taken_before_a_fault_is_published() -> None:
+    """One event whose route cannot be told takes none of the others with it."""
+    there = Time()
+    pool = there.book.watch("shelf", "db.test", Level)
+    nobody: Any = object()  # without a route
+    pool.over("use", 1.0, "/")
+    pool.over("use", 1.0, nobody)
+    pool.over("use", 1.0, "/")
+    with pytest.raises(AttributeError):
+        there.book.fold()
+    there.book.fold()
+    key = metrics.ROUTE_USE, (*pool.labels, "/")
+    assert there.book._numbers.known[key].value == 2.0  # noqa: SLF001
+
+
 def test_routes_and_lines_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound they are folded into one."""
     monkeypatch.setattr(books, "MOST_ROUTES", 3)

@@ -42,7 +42,7 @@ MOST_EVENTS: Final = 65_536
 """Waits, uses and other things that are over, of each so many kept until somebody reads."""
 MOST_ALIKE: Final = 5
 """Pools of one name that are told apart; all further ones are one."""
-_FOLDED_AT_ONCE = 2000
+_FOLDED_AT_ONCE = 4000
 """Of each, a few milliseconds' work: for more, whoever folds now and then has to come again."""
 _SETTLED = 1.0
 """Seconds after which whose a use is has been decided."""
@@ -170,6 +170,14 @@ class PoolBook:
 
     def _fold(self, at_most: int) -> None:
         alike: _Alike = defaultdict(list)
+        try:
+            self._take(at_most, alike)
+        finally:  # what has been taken is nowhere else
+            for (meter, kind, route), each in alike.items():
+                self._count(meter, kind, route, each)
+
+    def _take(self, at_most: int, alike: _Alike) -> None:
+        """Take what is over out of the queues, and put it to what is ``alike``."""
         routes = _Routes()
         waits, uses, events = self.waits, self.uses, self.events
         for _ in range(min(len(waits), at_most)):
@@ -187,8 +195,6 @@ class PoolBook:
             if kind == "create":
                 labels = self._bounded(*meter.labels, route, self.users.describe_place(place))
                 self._add(metrics.CREATIONS, labels, 1.0)
-        for (meter, kind, route), each in alike.items():
-            self._count(meter, kind, route, each)
 
     def _count(self, meter: Meter, kind: str, route: str, each: list[float]) -> None:
         """Publish the seconds of ``each`` event of a kind."""
