@@ -62,9 +62,10 @@ class _Job(Job):
             self.begin()
         except Exception as error:
             self.source.failed(error)
-        claim, thread = self.claim, get_ident()
-        before = HELPERS.get(thread)
+        claim, before, thread = self.claim, None, 0
         if claim is not None:
+            thread = get_ident()
+            before = HELPERS.get(thread)
             HELPERS[thread] = claim
         try:
             return function(*args, **keywords)
@@ -105,7 +106,8 @@ class _BackendJob(_Job):
         return None if coroutine is None else future_of(coroutine.cr_await)
 
     def _left(self, _: object) -> None:
-        self.refused(CancelledError())
+        if self.is_waiting:
+            self.refused(CancelledError())
 
 
 class _ExecutorJob(_Job):
