@@ -105,14 +105,18 @@ class Gaps:
             ready = began
         if ready > ended:
             ready = ended
-        if not changes and not self.under_way and doubtful >= ready:  # as it is most of the time
+        under_way = self.under_way
+        if not changes and not under_way and doubtful >= ready:  # as it is most of the time
             seconds[waiting_as] += ready - began
             seconds[LOOP_WAIT] += ended - ready
             return
         freed: UnderWay | None = None
-        phase = _first(inside)
-        while changes and changes[0][0] <= ready:
-            at, left, entered, stay = changes.popleft()
+        phase = _first(inside) if under_way else NOWHERE
+        while changes:
+            at, left, entered, stay = change = changes.popleft()
+            if at > ready:
+                changes.appendleft(change)
+                break
             if at > began:
                 if phase != NOWHERE:
                     seconds[phase] += at - began
@@ -122,14 +126,15 @@ class Gaps:
             inside[left] -= 1
             inside[entered] += 1
             if left == NOWHERE:
-                self.under_way += 1
+                under_way += 1
             if entered == NOWHERE:
-                self.under_way -= 1
+                under_way -= 1
                 freed = stay
-                phase = _first(inside)
+                phase = _first(inside) if under_way else NOWHERE
             else:
                 freed = None
-                phase = entered if self.under_way == 1 else _first(inside)
+                phase = entered if under_way == 1 else _first(inside)
+        self.under_way = under_way
         if freed is not None and freed.awaited is waiting_for is not None:
             ready = began  # it was over, and nothing else was waited for
         elif phase != NOWHERE:
