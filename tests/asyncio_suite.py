@@ -6,9 +6,9 @@
 
 Not collected by pytest: it takes minutes, and needs an interpreter that comes with its tests. What
 fails with us but not ``--bare`` is about the factory, or about what a task's coroutine is: nothing
-on Python 3.11; on 3.12 ``test_eager_task_factory_set``, as ``get_task_factory`` answers with an
-eager factory of ours (see ``sources.factory``), and ``test_ensure_future_task_awaitable``, which
-asks whether ``task.get_coro()`` is of the interpreter's own type.
+on Python 3.11; on 3.12 and 3.13 ``test_eager_task_factory_set``, as ``get_task_factory`` answers
+with an eager factory of ours (see ``sources.factory``), and ``test_ensure_future_task_awaitable``,
+which asks whether ``task.get_coro()`` is of the interpreter's own type.
 """
 
 from __future__ import annotations

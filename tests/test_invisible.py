@@ -17,7 +17,9 @@ from unittest import mock
 import pytest
 
 from loopscope import Loopscope
+from loopscope.agent import current_agent
 from loopscope.core.faults import Faults
+from loopscope.sources.watchdog import Watchdog
 from tests.harness import Message, Server, http_scope, websocket_scope
 
 pytestmark = pytest.mark.anyio
@@ -244,6 +246,30 @@ async def test_an_agent_that_cannot_start_stops_nothing(
     assert len(tries) == Faults.TOLERANCE
     assert [record.message for record in caplog.records if "start failed and" in record.message]
     assert len(caplog.records) == 2, "one for the first failure, one for giving up"
+
+
+@pytest.mark.quiet_faults
+async def test_an_agent_that_cannot_stop_cleanly_stops_all_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A part that fails to stop neither fails the service's shutdown nor keeps the others alive."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "lifespan.startup.complete"})
+
+    def fail(watchdog: Watchdog) -> None:
+        stop(watchdog)
+        raise OSError("no")
+
+    stop = Watchdog.stop
+    monkeypatch.setattr(Watchdog, "stop", fail)
+    hooks = list(gc.callbacks)
+    await Loopscope(app)({"type": "lifespan"}, Server().receive, Server().send)
+    assert current_agent() is None
+    assert gc.callbacks == hooks
+    assert [each.getMessage().split(" (")[0] for each in caplog.records] == [
+        "loopscope: stalls failed and was skipped"
+    ]
 
 
 @pytest.mark.quiet_faults

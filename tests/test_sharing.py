@@ -102,9 +102,9 @@ def test_a_child_lets_go_of_the_locks_even_if_the_rest_of_letting_go_fails(tmp_p
     def fail() -> None:
         raise RuntimeError
 
-    found._unhook, unhook = fail, found._unhook  # type: ignore[method-assign]
+    found.gc.stop, stop = fail, found.gc.stop  # type: ignore[method-assign]
     with worker(lambda: None):
-        found._unhook = unhook  # type: ignore[method-assign]
+        found.gc.stop = stop  # type: ignore[method-assign]
         path = found.page.path
         found.page._fd, descriptor = None, found.page._fd  # die without saying so
         assert path is not None and descriptor is not None

@@ -299,52 +299,66 @@ class Agent:
         }
         if self.settings.stalls or self.group is not None:  # for its errand, if for nothing else
             parts["stalls"] = self.watchdog.start
-        for part, start in parts.items():
-            try:
-                start()
-            except Exception as error:
-                self.faults.report(part, error)
+        self._take_steps(parts.items())
 
     def stop(self) -> None:
-        """Undo everything: hooks, threads, sockets. Requests under way still end in peace."""
-        for recorders in self._recorders:
-            recorders.retire()
-        self.watchdog.stop()
-        self._front.stop()
-        self.renderer.shutdown(wait=False, cancel_futures=True)
-        self._unhook()
-        if self._own_tracer is not None:
-            self._own_tracer.stop()
-        if self._notes is not None:
-            self._notes.close()
-        self.page.close()
+        """Undo everything: hooks, threads, sockets. Requests under way still end in peace.
+
+        Never raises either: this is the end of somebody's lifespan. What fails keeps nothing else
+        from being undone.
+        """
+        tracer, notes = self._own_tracer, self._notes
+        self._take_steps(
+            [
+                *(("requests", recorders.retire) for recorders in self._recorders),
+                ("stalls", self.watchdog.stop),
+                ("admin", self._front.stop),
+                ("admin", lambda: self.renderer.shutdown(wait=False, cancel_futures=True)),
+                *self._hooks(),
+                *([] if tracer is None else [("traces", tracer.stop)]),
+                *([] if notes is None else [("workers", notes.close)]),
+                ("page", self.page.close),
+            ]
+        )
 
     def abandon(self) -> None:
         """In a forked child: let go of what is the parent's, so that a new agent can start.
 
         First of its locks: were they kept, the parent would look alive for as long as the child is.
         """
-        self.page.abandon()
-        if self._notes is not None:
-            self._notes.abandon()
-        if self.group is not None:
-            self.group.abandon()
-        self._unhook()
-        for recorders in self._recorders:
-            recorders.abandon()
-        self.watchdog.abandon()
-        self._front.abandon()
+        group, notes = self.group, self._notes
+        self._take_steps(
+            [
+                ("page", self.page.abandon),
+                *([] if notes is None else [("workers", notes.abandon)]),
+                *([] if group is None else [("workers", group.abandon)]),
+                *self._hooks(),
+                *(("requests", recorders.abandon) for recorders in self._recorders),
+                ("stalls", self.watchdog.abandon),
+                ("admin", self._front.abandon),
+            ]
+        )
 
-    def _unhook(self) -> None:
-        """Take out what is in the interpreter and in libraries. Fit for a forked child."""
-        self.imports.stop()
-        self.gc.stop()
-        self.tasks.stop()
-        self.factories.stop()
-        self.threads.stop()
-        self.processes.stop()
-        self.pools.stop()
-        self.watched.stop()
+    def _hooks(self) -> list[tuple[str, Callable[[], None]]]:
+        """What takes out what is in the interpreter and in libraries. Fit for a forked child."""
+        return [
+            ("imports", self.imports.stop),
+            ("gc", self.gc.stop),
+            ("tasks", self.tasks.stop),
+            ("tasks", self.factories.stop),
+            ("threads", self.threads.stop),
+            ("processes", self.processes.stop),
+            ("pools", self.pools.stop),
+            ("watched", self.watched.stop),
+        ]
+
+    def _take_steps(self, steps: Iterable[tuple[str, Callable[[], None]]]) -> None:
+        """Take all of them, whichever fail: those are reported, each as a failure of its part."""
+        for part, step in steps:
+            try:
+                step()
+            except Exception as error:
+                self.faults.report(part, error)
 
     def enter(self) -> None:
         """An application has started up."""
