@@ -783,6 +783,18 @@ def test_a_deserted_directory_is_removed(tmp_path: Path) -> None:
     assert not home.exists()
 
 
+def test_who_knows_that_all_have_ended_need_not_wait(tmp_path: Path) -> None:
+    """Though somebody who lives still keeps the directory."""
+    home = tmp_path / "home"
+    killed(home)
+    page = live(home)
+    assert not remove_if_deserted(home, after=0.0)
+    page.close()
+    assert not remove_if_deserted(home)
+    assert remove_if_deserted(home, after=0.0)
+    assert not home.exists()
+
+
 def test_a_directory_in_which_somebody_lives_stays(tmp_path: Path) -> None:
     """However long ago it was that anything changed."""
     page = live(tmp_path)

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.running import OUTCOMES, Running, eventually, has_ended
+from tests.e2e.running import OUTCOMES, Command, Running, eventually, has_ended
 from tests.e2e.test_run import under_run
 from tests.e2e.test_workers import WORKERS, gunicorn, gunicorn_recycling, listening_ports, send
 
@@ -142,6 +142,21 @@ def test_it_ends_though_all_were_killed(tmp_path: Path) -> None:
         for worker in workers:
             worker.kill()
         assert eventually(lambda: has_ended(sentinel))
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("command", [alone, gunicorn])
+def test_no_file_is_left_once_the_service_has_ended(
+    tmp_path: Path, command: Command, how: signal.Signals
+) -> None:
+    """In whatever way: who had the figures is gone, and the next service is another."""
+    with Running(command, tmp_path / "log", LOOPSCOPE_SENTINEL="1") as server:
+        assert eventually(lambda: bool(server.sentinel))
+        workers = server.workers
+        server.stop(how)
+        for worker in filter(psutil.Process.is_running, workers):
+            worker.send_signal(how)
+        assert eventually(lambda: not list(tmp_path.glob("loopscope-*/*")))
 
 
 def test_a_single_process_can_have_one(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loopscope.sources.workers import home_of_group, left_behind
+from loopscope.sources.workers import home_of_group, home_of_one, is_left_for_good, left_behind
 from tests.test_fork import in_child
 
 pytestmark = [
@@ -172,6 +172,18 @@ def test_a_worker_whose_parent_has_died_starts_afresh_alone() -> None:
     os.waitpid(pid, 0)
     with os.fdopen(ours) as said:
         assert said.read() == "None"
+
+
+def test_only_what_was_found_and_has_no_server_is_left_for_good(tmp_path: Path) -> None:
+    """A directory that somebody has named may look like one that was found; it stays theirs."""
+    home = home_of_one()
+    assert not is_left_for_good(home)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    name = f"{gone.pid}-{'a' * 16}"
+    assert is_left_for_good(home.with_name(name))
+    assert not is_left_for_good(home.with_name("named"))
+    assert not is_left_for_good(tmp_path / name)
 
 
 def test_what_others_left_behind_is_found_beside_ones_own(temporary: Path) -> None:

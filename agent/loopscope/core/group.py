@@ -481,15 +481,16 @@ class Group:
             del self._readers[path]
 
 
-def remove_if_deserted(directory: Path) -> bool:
+def remove_if_deserted(directory: Path, *, after: float = _DESERTED) -> bool:
     """Delete a directory in which every worker has been dead for an hour; whether it was one.
 
     Only for directories whose workers' parent is gone: nobody will come and read what was left.
-    Nothing is deleted where there is anything that is not ours. Raises ``OSError``.
+    Nothing is deleted where there is anything that is not ours. Who knows that all have ended need
+    not wait: ``after`` is the time without a change, in seconds. Raises ``OSError``.
     """
     files = list(islice(directory.iterdir(), _MOST_FILES))
     changed = max(path.lstat().st_mtime for path in (directory, *files))
-    if time.time() - changed < _DESERTED or not all(map(_is_ours, files)):
+    if time.time() - changed < after or not all(map(_is_ours, files)):
         return False
     if any(_is_in_use(path) for path in files if not path.is_socket()):
         return False

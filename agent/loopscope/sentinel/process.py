@@ -14,13 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from loopscope.core.group import remove_if_deserted
 from loopscope.core.guard import Guard
 from loopscope.sentinel.service import Sentinel
 from loopscope.settings import resolve
-from loopscope.sources.workers import has_server
+from loopscope.sources.workers import has_server, is_left_for_good
 
 logger = logging.getLogger("loopscope")
 
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     finally:
         sentinel.stop()
         guard.close()
+    _tidy_up(settings.directory)
     return 0
 
 
@@ -70,3 +73,10 @@ def _watch(sentinel: Sentinel, directory: Path, stopping: threading.Event) -> No
         elif now - seen > (_PATIENCE_WITH_SERVER if has_server(directory) else _PATIENCE):
             return
         stopping.wait(pause)
+
+
+def _tidy_up(directory: Path) -> None:
+    """Delete ``directory`` if that was the end of the whole service, not of its workers alone."""
+    with suppress(OSError):  # a worker that starts after all, or another sentinel, has it
+        if is_left_for_good(directory):
+            remove_if_deserted(directory, after=0.0)

@@ -68,7 +68,12 @@ def _home(process: int, sockets: list[str]) -> Path:
     born = psutil.Process(process).create_time()
     key = f"{process} {born} {' '.join(sockets)}"
     name = f"{process}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    return Path(tempfile.gettempdir()) / f"loopscope-{os.geteuid()}" / name
+    return _place() / name
+
+
+def _place() -> Path:
+    """Where the directories of all applications of this user are."""
+    return Path(tempfile.gettempdir()) / f"loopscope-{os.geteuid()}"
 
 
 def left_behind(home: Path) -> Iterator[Path]:
@@ -86,6 +91,16 @@ def has_server(home: Path) -> bool:
     """Whether the process that the directory ``home`` goes by is there: it may start workers."""
     named = _NAME.fullmatch(home.name)
     return named is not None and psutil.pid_exists(int(named[1]))
+
+
+def is_left_for_good(home: Path) -> bool:
+    """Whether ``home``, once it has no workers, has nobody who could come back to it.
+
+    So it is with a directory that workers found by themselves and whose server is gone; one that
+    was named by somebody is theirs. Raises ``OSError`` where there is no place for such.
+    """
+    is_found = home.parent == _place() and _NAME.fullmatch(home.name) is not None
+    return is_found and not has_server(home)
 
 
 def _sockets(pid: int) -> set[str]:
