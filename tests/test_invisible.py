@@ -10,17 +10,21 @@ import contextlib
 import contextvars
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from unittest import mock
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
-from loopscope import Loopscope
+from loopscope import Loopscope, SettingsError
 from loopscope.agent import current_agent
 from loopscope.core.faults import Faults
 from loopscope.sources.watchdog import Watchdog
-from tests.harness import Message, Server, http_scope, websocket_scope
+from tests.harness import Message, Server, call, http_scope, websocket_scope
 
 pytestmark = pytest.mark.anyio
 
@@ -270,6 +274,42 @@ async def test_an_agent_that_cannot_stop_cleanly_stops_all_else(
     assert [each.getMessage().split(" (")[0] for each in caplog.records] == [
         "loopscope: stalls failed and was skipped"
     ]
+
+
+async def test_a_wrong_variable_fails_no_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said once what is wrong; the framework that makes the middleware late notices nothing.
+
+    Had the constructor raised, so would every request, and start-up would have been skipped.
+    """
+    seen: list[str] = []
+
+    async def homepage(request: Request) -> Response:
+        return PlainTextResponse("done")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        seen.append("started")
+        yield
+
+    monkeypatch.setenv("LOOPSCOPE_STALL_THRESHOLD", "fast")
+    app = Starlette(routes=[Route("/", homepage)], lifespan=lifespan)
+    app.add_middleware(Loopscope)
+    server = Server(incoming=[{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    await app({"type": "lifespan", "state": {}}, server.receive, server.send)
+    assert seen == ["started"]
+    assert (await call(app)).status == 200
+    assert current_agent() is None
+    (record,) = caplog.records
+    assert "LOOPSCOPE_STALL_THRESHOLD is 'fast'" in record.getMessage()
+
+
+def test_a_wrong_keyword_is_an_error() -> None:
+    """It is wrong wherever it runs, so whoever wrote it finds out."""
+    wrong: Any = {"stall_treshold": 1}
+    with pytest.raises(SettingsError, match="did you mean stall_threshold"):
+        Loopscope(Starlette(), **wrong)
 
 
 @pytest.mark.quiet_faults

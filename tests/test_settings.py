@@ -72,6 +72,31 @@ def test_a_mistake_is_named_with_what_is_allowed(
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "LOOPSCOPE_SERVICE_HOST",
+        "LOOPSCOPE_SERVICE_PORT_METRICS",
+        "LOOPSCOPE_PORT",
+        "LOOPSCOPE_PORT_9464_TCP",
+        "LOOPSCOPE_PORT_9464_TCP_ADDR",
+        "LOOPSCOPE_GRAFANA_SERVICE_PORT",
+        "LOOPSCOPE_GRAFANA_PORT_80_TCP_PROTO",
+    ],
+)
+def test_what_kubernetes_says_of_a_service_called_like_us_is_no_setting(variable: str) -> None:
+    """Every pod beside a Service called loopscope has variables that begin as ours do."""
+    assert resolve({}, {variable: "tcp://10.0.0.1:9464"}) == Settings()
+
+
+@pytest.mark.parametrize("variable", ["LOOPSCOPE_LISTEN", "LOOPSCOPE_SENTINEL", "LOOPSCOPE_WHAT"])
+def test_a_variable_that_is_empty_is_not_set(variable: str) -> None:
+    """So are those that a template had nothing to fill in for."""
+    settings = resolve({}, {variable: ""})
+    assert settings == Settings()
+    assert set(settings.origins.values()) == {"default"}
+
+
 def test_settings_are_frozen() -> None:
     """Nobody changes settings after start-up."""
     with pytest.raises(AttributeError):

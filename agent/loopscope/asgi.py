@@ -20,7 +20,7 @@ from loopscope.agent import Agent, Front, Recorders, join_agent
 from loopscope.core.faults import Faults
 from loopscope.core.routes import RouteResolver
 from loopscope.sentinel.keeper import Keeper
-from loopscope.settings import SettingsKeywords, resolve
+from loopscope.settings import SettingsKeywords, resolve_for_service
 from loopscope.sources.exchange import (
     SCOPE_KEY,
     App,
@@ -40,12 +40,13 @@ class Loopscope:
     """ASGI middleware that measures every request and WebSocket of ``app``.
 
     Keyword arguments are settings (``python -m loopscope settings`` lists them); they win over
-    ``LOOPSCOPE_*`` variables. Raises ``SettingsError`` for a setting that is unknown or wrong.
+    ``LOOPSCOPE_*`` variables. Raises ``SettingsError`` for a keyword that is unknown or wrong;
+    where that is a variable, it is logged and nothing is measured.
     """
 
     def __init__(self, app: App, **settings: Unpack[SettingsKeywords]) -> None:
         self.app = app
-        self._settings = resolve(settings)
+        self._settings = resolve_for_service(settings)
         self._exclude = self._settings.exclude_pattern
         self._resolver = RouteResolver(
             app, on_error=lambda fault: self._faults.report("routes", fault)

@@ -1,22 +1,30 @@
 """Settings: one frozen object, resolved once, that can explain itself.
 
 Keyword arguments win over ``LOOPSCOPE_*`` variables, which win over defaults. Whatever is wrong is
-a ``SettingsError`` at start-up that names the setting, the value and what is allowed: a service
-that starts has the settings its operator wrote down.
+a ``SettingsError`` that names the setting, the value and what is allowed. As OpenTelemetry has it,
+a variable that is empty is not set.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import inf
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+logger = logging.getLogger("loopscope")
+
 PREFIX = "LOOPSCOPE_"
+_SERVICE_LINK = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes adds to the prefix for every pod beside a Service called loopscope, or
+loopscope-something: nobody has written that down as a setting."""
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -291,22 +299,35 @@ def resolve(keywords: Mapping[str, object], environ: Mapping[str, str] | None = 
 
     Raises ``SettingsError``.
     """
-    environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     origins = dict.fromkeys(_FIELDS, "default")
-    for variable, text in environ.items():
-        if variable.startswith(PREFIX):
-            name = _VARIABLES.get(variable)
-            if name is None:
-                raise _unknown("environment variable", variable, _VARIABLES)
-            values[name] = _parsed(name, variable, text)
-            origins[name] = variable
+    for variable, text in _ours(os.environ if environ is None else environ):
+        name = _VARIABLES.get(variable)
+        if name is None:
+            raise _unknown("environment variable", variable, _VARIABLES)
+        values[name] = _parsed(name, variable, text)
+        origins[name] = variable
     for name, value in keywords.items():
         if name not in _FIELDS:
             raise _unknown("setting", name, _FIELDS)
         values[name] = _parsed(name, name, value)
         origins[name] = "keyword"
     return Settings(**values, origins=origins)
+
+
+def resolve_for_service(keywords: Mapping[str, object]) -> Settings:
+    """The same for a service that is to go on: a wrong variable is logged, and nothing measured.
+
+    Frameworks make their middleware when the first request comes. Each of them would end with the
+    error, in the one place where nobody tried these variables before. Raises ``SettingsError`` for
+    ``keywords``, which are as wrong everywhere.
+    """
+    resolve(keywords, {})
+    try:
+        return resolve(keywords)
+    except SettingsError as error:
+        logger.error("loopscope: nothing is measured: %s", error)
+        return resolve({**keywords, "enabled": False}, {})
 
 
 def explain(settings: Settings) -> list[Explained]:
@@ -323,6 +344,15 @@ def explain(settings: Settings) -> list[Explained]:
         )
         for name, each in _FIELDS.items()
     ]
+
+
+def _ours(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The variables that are meant for us, and are set."""
+    for variable, text in environ.items():
+        if variable.startswith(PREFIX) and text:
+            rest = variable.removeprefix(PREFIX)
+            if variable in _VARIABLES or not _SERVICE_LINK.fullmatch(rest):
+                yield variable, text
 
 
 def _parsed(name: str, called: str, value: object) -> Any:
