@@ -101,6 +101,18 @@ def test_off_loopback_without_a_token_only_metrics_are_served() -> None:
     assert get(f"http://127.0.0.1:{port}/api/snapshot")[0] == 404
 
 
+def test_only_who_serves_off_loopback_says_what_is_missing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of several workers one has the port: the others have nothing to warn of."""
+    with socket.create_server(("0.0.0.0", 0)) as taken, caplog.at_level(logging.WARNING):
+        running(listen=f"0.0.0.0:{taken.getsockname()[1]}")
+    assert "is not loopback" not in caplog.text
+    stop_agent()
+    running(listen="0.0.0.0:0")
+    assert caplog.text.count("is not loopback") == 1
+
+
 def test_a_taken_port_leaves_the_service_alone(caplog: pytest.LogCaptureFixture) -> None:
     """Where the port is taken the log says what to set, and requests are measured all the same."""
     with socket.create_server(("127.0.0.1", 0)) as taken, caplog.at_level(logging.WARNING):

@@ -110,7 +110,7 @@ class AdminListener:
         address = self._settings.listen_address
         error: OSError | None = None
         if address is not None:
-            self._app = self._application(*address)
+            self._app = self._application(address[0])
             error = self._bind(*address) if self._keeper is None else None
         if error is not None and self._group is None:
             assert address is not None
@@ -121,17 +121,14 @@ class AdminListener:
             )
             self._thread.start()
 
-    def _application(self, host: str, port: int) -> AdminApp:
+    def _application(self, host: str) -> AdminApp:
         token = self._settings.token
-        metrics_only = _exposed(host) and not token
-        if metrics_only:
-            logger.warning(
-                "loopscope: %s:%d is not loopback and LOOPSCOPE_TOKEN is not set, so only /metrics "
-                "and /healthz are served there",
-                host,
-                port,
-            )
+        metrics_only = self._is_unguarded(host)
         return AdminApp(lambda: self._figures, token=token, metrics_only=metrics_only)
+
+    def _is_unguarded(self, host: str) -> bool:
+        """Whether others can get here, and nothing says who may."""
+        return _exposed(host) and not self._settings.token
 
     def _bind(self, host: str, port: int) -> OSError | None:
         """Listen; the error if that cannot be."""
@@ -140,6 +137,13 @@ class AdminListener:
         except OSError as error:
             return error
         logger.info("loopscope: figures at %s/metrics", self.url)
+        if self._is_unguarded(host):
+            logger.warning(
+                "loopscope: %s:%d is not loopback and LOOPSCOPE_TOKEN is not set, so only /metrics "
+                "and /healthz are served there",
+                host,
+                port,
+            )
         return None
 
     def stop(self) -> None:
