@@ -312,19 +312,24 @@ def test_a_wrong_keyword_is_an_error() -> None:
         Loopscope(Starlette(), **wrong)
 
 
-@pytest.mark.quiet_faults
 @pytest.mark.parametrize("kind", ["http", "lifespan"])
-def test_a_loop_that_is_not_asyncios_runs_the_application_all_the_same(kind: str) -> None:
-    """Servers can run on trio, where nothing is measured and nothing fails."""
+def test_a_loop_that_is_not_asyncios_runs_the_application_all_the_same(
+    caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """Servers can run on trio, where nothing is measured, started or wrong: that is said once."""
 
     async def app(scope: Any, receive: Any, send: Any) -> str:
         return "value"
 
-    for served in (app, Loopscope(app)):
+    wrapped = Loopscope(app)
+    for served in (app, wrapped, wrapped):
         coroutine = served(http_scope(type=kind), Server().receive, Server().send)
         with pytest.raises(StopIteration) as done:
             coroutine.send(None)
         assert done.value.value == "value"
+    assert current_agent() is None
+    (record,) = caplog.records
+    assert "only event loops of asyncio and uvloop" in record.getMessage()
 
 
 async def test_the_task_is_the_callers() -> None:

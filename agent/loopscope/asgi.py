@@ -11,6 +11,8 @@ The object holds configuration only; every request gets a small object of its ow
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from threading import get_ident
 from types import CoroutineType
 from typing import Any, Unpack
@@ -35,6 +37,8 @@ from loopscope.sources.exchange import (
 from loopscope.sources.requests import HttpExchange, Lane
 from loopscope.sources.websockets import WebSocketExchange
 
+logger = logging.getLogger("loopscope")
+
 
 class Loopscope:
     """ASGI middleware that measures every request and WebSocket of ``app``.
@@ -51,6 +55,7 @@ class Loopscope:
         self._resolver = RouteResolver(
             app, on_error=lambda fault: self._faults.report("routes", fault)
         )
+        self._has_declined = False
         self._agent: Agent | None = None
         self._faults = Faults()  # the agent's, once there is one
         self._lane: Lane | None = None
@@ -123,17 +128,31 @@ class Loopscope:
         recorders = self._recorders
         if recorders is not None and recorders.thread == get_ident():
             return recorders
-        if not self._settings.enabled or self._faults.is_off("start"):
+        if not self._settings.enabled or self._faults.is_off("start") or not self._can_observe():
             return None
         try:
             self._agent = join_agent(self._settings, _front)
             self._faults = self._agent.faults
             self._agent.tell_routes(self._resolver)
             self._recorders = self._agent.recorders()
-        except Exception as error:  # no /proc, no memory, or an event loop that is not asyncio's
+        except Exception as error:  # no /proc, no memory
             self._faults.report("start", error)
             return None
         return self._recorders
+
+    def _can_observe(self) -> bool:
+        """Whether the loop that runs is asyncio's, or like it; says so once where it is not."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            if not self._has_declined:
+                self._has_declined = True
+                logger.warning(
+                    "loopscope: only event loops of asyncio and uvloop are observed, and this one "
+                    "is neither: nothing that it runs is measured"
+                )
+            return False
+        return True
 
     def _find_lane(self, recorders: Recorders) -> Lane:
         """Make the lane of this thread the one that requests take without asking."""
