@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 
@@ -179,6 +179,22 @@ async def test_a_client_that_leaves_before_the_response_is_no_500() -> None:
     await call(Loopscope(waits))
     assert published(OUTCOMES, outcome="client_disconnected_before_response") == 1
     assert published(f"{DURATION}_count", http_response_status_code="500") == 0
+
+
+async def test_what_is_answered_to_a_client_that_has_left_is_no_500() -> None:
+    """Frameworks send one where the body cannot be read, as when the client leaves: to nobody."""
+
+    async def reads(request: Request) -> Response:
+        return Response(await request.body())
+
+    server = Server([{"type": "http.request", "body": b"half", "more_body": True}])
+    app = Loopscope(Starlette(routes=[Route("/", reads, methods=["POST"])]))
+    with pytest.raises(ClientDisconnect):
+        await app(http_scope(method="POST"), server.receive, server.send)
+    assert server.status == 500
+    (labels,) = label_sets(f"{DURATION}_count")
+    assert labels["http_response_status_code"] == ""
+    assert published(OUTCOMES, outcome="client_disconnected_before_response") == 1
 
 
 async def test_a_truncated_stream_is_no_clean_200() -> None:

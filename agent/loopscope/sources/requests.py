@@ -606,6 +606,8 @@ class HttpExchange(Exchange):
     """Set when chunks are sent; else the body went out at once, with the last byte."""
     is_stream = False
     disconnected = False
+    left_early = False
+    """Whether the app was told that its client had left before it began to respond."""
     is_uploading = False
     """Whether the app waits for more of the request's body."""
     is_read = False
@@ -841,6 +843,8 @@ class HttpExchange(Exchange):
             elif message["type"] == "http.disconnect" and not self.last_byte:
                 self.disconnected = True
                 self.plain = False
+                if not self.status:
+                    self.left_early = True
         except (KeyError, TypeError, AttributeError):
             self.lane.recorder.malformed += 1  # what to make of it is for the app to say
         return message
@@ -962,7 +966,8 @@ class HttpExchange(Exchange):
     def _key(self, route: str, error: BaseException | None) -> Key:
         outcome = self._outcome(error)
         method = method_label(self.scope)
-        status = self.status
+        # What a framework answers to whoever left while it read the body, a 500, reaches nobody.
+        status = 0 if outcome == LEFT_EARLY else self.status
         if outcome == OK:
             return (route, method, status, "", OK)
         if outcome != ERROR:
@@ -975,7 +980,7 @@ class HttpExchange(Exchange):
 
     def _outcome(self, error: BaseException | None) -> str:
         if self.client_left() or _is_client_disconnect(error) or self._is_cut_short():
-            return LEFT_MID_STREAM if self.status else LEFT_EARLY
+            return LEFT_MID_STREAM if self.status and not self.left_early else LEFT_EARLY
         if isinstance(error, CancelledError | GeneratorExit):
             return OK if self.last_byte and self.status < 500 else CANCELLED
         if error is None and self.last_byte and self.status < 500:
