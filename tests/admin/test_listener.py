@@ -169,10 +169,27 @@ def test_metrics_can_be_mounted_into_the_service() -> None:
     assert b'http_route="/"' in asyncio.run(both())
 
 
+def test_mounted_without_a_token_only_metrics_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service is there for others, and so would stacks be; with a token, who has it sees them."""
+
+    def status(**headers: str) -> int:
+        app = Loopscope(Starlette(routes=[Mount("/ops", metrics_app())]))
+        named = [(name.encode(), text.encode()) for name, text in headers.items()]
+        return asyncio.run(call(app, "/ops/api/requests", headers=named)).status
+
+    assert status() == 404
+    monkeypatch.setenv("LOOPSCOPE_TOKEN", "secret")
+    assert status() == 401
+    assert status(authorization="Bearer secret") == 200
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/healthz", "/api/snapshot", "/api/stalls"])
-def test_before_the_first_request_there_is_nothing_to_serve(path: str) -> None:
+def test_before_the_first_request_there_is_nothing_to_serve(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     """Mounted into a service that nobody has called yet, every figure is a 503 that says why."""
-    server = asyncio.run(call(metrics_app(), path))
+    monkeypatch.setenv("LOOPSCOPE_TOKEN", "secret")
+    server = asyncio.run(call(metrics_app(), path, headers=[(b"authorization", b"Bearer secret")]))
     assert server.status == 503
     assert server.body.endswith(b"it starts with the first request.\n")
 

@@ -195,13 +195,18 @@ def test_a_refused_child_is_allowed_by_its_parent(
     assert allowed == [os.getpid()]
 
 
-def test_a_service_may_serve_it_itself(recorded: Callable[[Record], None]) -> None:
+def test_a_service_may_serve_it_itself(
+    recorded: Callable[[Record], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing of it blocks the service's own loop, which our tests would not let pass."""
     recorded(failing())
+    monkeypatch.setenv("LOOPSCOPE_TOKEN", "secret")
+    token = (b"authorization", b"Bearer secret")
 
     async def ask() -> Server:
         app = Loopscope(Starlette(routes=[Mount("/ops", metrics_app())]))
-        return await call(app, "/ops/api/profile", query_string=b"format=folded")
+        query = b"format=folded"
+        return await call(app, "/ops/api/profile", query_string=query, headers=[token])
 
     answer = asyncio.run(ask())
     assert (answer.status, answer.body) == (200, b"a;b 1\n")

@@ -25,7 +25,7 @@ from loopscope.admin.profile import profile
 from loopscope.admin.stalls import by_location
 from loopscope.agent import current_agent
 from loopscope.core.stall import ORDERS, Order
-from loopscope.settings import resolve
+from loopscope.settings import resolve_for_service
 
 _GZIP = 31
 """zlib's number for gzip's format with the largest window."""
@@ -206,9 +206,11 @@ def metrics_app() -> Starlette:
 
     ``app.mount("/ops", metrics_app())`` makes ``/ops/metrics`` of it.
     Served by the service's own loop, rendered off it. Everything but ``/metrics`` and ``/healthz``
-    asks for the ``token`` setting where one is set when the application is made.
+    asks for the token that ``LOOPSCOPE_TOKEN`` is when the application is made. Without one it is
+    not there: whoever can ask the service could otherwise read stacks, and have it profiled.
     """
-    return AdminApp(_current, token=resolve({}).token).application()
+    token = resolve_for_service({}).token
+    return AdminApp(_current, token=token, metrics_only=not token).application()
 
 
 def _current() -> Figures | None:
