@@ -305,6 +305,15 @@ async def test_a_wrong_variable_fails_no_request(
     assert "LOOPSCOPE_STALL_THRESHOLD is 'fast'" in record.getMessage()
 
 
+def test_a_wrong_variable_ends_a_start_that_can_still_be_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the service is put together before any event loop runs, whoever starts it finds out."""
+    monkeypatch.setenv("LOOPSCOPE_STALL_THRESHOLD", "fast")
+    with pytest.raises(SettingsError, match="LOOPSCOPE_STALL_THRESHOLD is 'fast'"):
+        Loopscope(Starlette())
+
+
 def test_a_wrong_keyword_is_an_error() -> None:
     """It is wrong wherever it runs, so whoever wrote it finds out."""
     wrong: Any = {"stall_treshold": 1}

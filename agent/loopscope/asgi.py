@@ -44,8 +44,8 @@ class Loopscope:
     """ASGI middleware that measures every request and WebSocket of ``app``.
 
     Keyword arguments are settings (``python -m loopscope settings`` lists them); they win over
-    ``LOOPSCOPE_*`` variables. Raises ``SettingsError`` for a keyword that is unknown or wrong;
-    where that is a variable, it is logged and nothing is measured.
+    ``LOOPSCOPE_*`` variables. Raises ``SettingsError`` for a keyword that is unknown or wrong, and
+    for such a variable; on a running event loop the latter is logged and nothing is measured.
     """
 
     def __init__(self, app: App, **settings: Unpack[SettingsKeywords]) -> None:

@@ -7,6 +7,7 @@ a variable that is empty is not set.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import logging
 import os
@@ -316,18 +317,30 @@ def resolve(keywords: Mapping[str, object], environ: Mapping[str, str] | None = 
 
 
 def resolve_for_service(keywords: Mapping[str, object]) -> Settings:
-    """The same for a service that is to go on: a wrong variable is logged, and nothing measured.
+    """The same for a service, which a wrong variable ends at its start or not at all.
 
-    Frameworks make their middleware when the first request comes. Each of them would end with the
-    error, in the one place where nobody tried these variables before. Raises ``SettingsError`` for
-    ``keywords``, which are as wrong everywhere.
+    While a service is still being put together it raises ``SettingsError``. On a running event loop
+    it logs that and has nothing measured: frameworks make their middleware when they are first
+    called, and each request would end with the error, in the one place where nobody tried these
+    variables before. ``keywords`` are as wrong everywhere, so that is always raised.
     """
     resolve(keywords, {})
     try:
         return resolve(keywords)
     except SettingsError as error:
+        if not _has_begun():
+            raise
         logger.error("loopscope: nothing is measured: %s", error)
         return resolve({**keywords, "enabled": False}, {})
+
+
+def _has_begun() -> bool:
+    """Whether an event loop runs here: the service's, or the server's that imports it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def explain(settings: Settings) -> list[Explained]:
