@@ -292,6 +292,16 @@ def test_the_location_is_the_deepest_frame_of_the_users(project: Path) -> None:
     )
 
 
+def test_a_stack_looks_as_if_nobody_watched(project: Path) -> None:
+    """Nothing of ours is between a server and the service; what the service calls of ours is."""
+    ours = (stacks.take.__code__, 90)
+    server = (code(f"{PACKAGES}/uvicorn/server.py", "run"), 11)
+    service = (code(f"{project}/app/views.py", "report"), 12)
+    read = (code(f"{STDLIB}/os.py", "read"), 5)
+    names = [UserCode().describe(*frame) for frame in (server, service, ours, read)]
+    assert UserCode().described((server, ours, service, ours, read)) == tuple(names)
+
+
 def test_the_users_frames_begin_at_the_loop(project: Path) -> None:
     """Innermost first, without libraries, and without what runs the loop."""
     report = (code(f"{project}/app/report.py", "build"), 41)

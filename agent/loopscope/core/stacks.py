@@ -175,8 +175,20 @@ class UserCode:
         return _remember(self._names, key, f"{where} {code.co_qualname}")
 
     def described(self, stack: Stack) -> tuple[str, ...]:
-        """Every frame's description, outermost first."""
-        return tuple([self.describe(code, line) for code, line in stack])
+        """Every frame's description, outermost first.
+
+        Without those of loopscope's own through which the user's code was called: a stack is to
+        look as it does when nobody watches. What that has called of ours is shown.
+        """
+        users = (at for at in range(len(stack) - 1, -1, -1) if self.owns(stack[at][0]))
+        innermost = next(users, -1)
+        return tuple(
+            [
+                self.describe(code, line)
+                for at, (code, line) in enumerate(stack)
+                if at > innermost or not is_ours(code)
+            ]
+        )
 
     def caller(self, frame: FrameType | None, greenlet: Any = None) -> Place | None:
         """Where in the user's code ``frame``, one of this thread's, has been called from.
