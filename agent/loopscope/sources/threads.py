@@ -42,8 +42,8 @@ from loopscope.sources.ledger import HELPERS, Claim, claim_on, current
 from loopscope.sources.pools.job import Job, why
 from loopscope.sources.pools.threads import ThreadPools
 
-_CANCELLED = ("CANCELLED", "CANCELLED_AND_NOTIFIED")
-"""The states of an executor's future that has been."""
+_DONE = ("FINISHED", "CANCELLED", "CANCELLED_AND_NOTIFIED")
+"""The states of an executor's future that calls nobody back any more."""
 
 
 class _Job(Job):
@@ -122,9 +122,10 @@ class _ExecutorJob(_Job):
         try:
             self._future = ref(future)  # which refers to us
             # As ``add_done_callback`` does, without its lock: who could have it? Nobody has seen
-            # the future but the executor, which may have been shut down meanwhile.
+            # the future but the executor, which may have been shut down meanwhile, or have failed
+            # to begin a thread. Else who is done has begun, and ``_done`` does nothing.
             future._done_callbacks.append(self._done)  # type: ignore[attr-defined]  # noqa: SLF001
-            if future._state in _CANCELLED:  # noqa: SLF001
+            if future._state in _DONE:  # noqa: SLF001
                 self._done(future)
         except Exception as error:
             self.source.failed(error)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures.thread import BrokenThreadPool
 from typing import Any
 
 import anyio
@@ -255,6 +257,27 @@ async def test_what_is_cancelled_in_the_queue_never_runs() -> None:
         assert (figure("cancelled_total", "work"), figure("rejected_total", "work")) == (2, 1)
     finally:
         release.set()
+
+
+@pytest.mark.blocking_allowed
+async def test_what_a_broken_pool_gives_up_at_once_waits_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its threads cannot begin: it is rejected, even where that is known as it is handed over."""
+    original: Any = ThreadPoolExecutor.submit
+
+    def slow_to_return(*arguments: Any) -> Future[Any]:
+        future: Future[Any] = original(*arguments)
+        wait([future])
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", slow_to_return)
+    monkeypatch.setattr(logging.getLogger("concurrent.futures"), "disabled", True)
+    with ThreadPoolExecutor(1, thread_name_prefix="work", initializer=lambda: 1 / 0) as executor:
+        with pytest.raises(BrokenThreadPool):
+            await call(handing(into(executor)))
+        assert (figure("pending", "work"), figure("rejected_total", "work")) == (0, 1)
+    stop_agent()  # ours goes before theirs does
 
 
 async def test_an_abandoned_function_is_in_use_until_it_ends() -> None:
