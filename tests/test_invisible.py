@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import gc
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from unittest import mock
@@ -461,7 +462,11 @@ async def test_an_application_without_lifespan_still_says_so() -> None:
     await same(app, observe)
 
 
-@pytest.mark.parametrize("path", ["/at-once", "/waits", "/streams", "/fails", "/websocket"])
+@pytest.mark.parametrize(
+    "path",
+    ["/at-once", "/waits", "/streams", "/fails", "/task-fails", "/task-of-task-fails",
+     "/thread-fails", "/websocket"],
+)  # fmt: skip
 async def test_a_request_leaves_no_cyclic_garbage(path: str) -> None:
     """What a request made is freed as it ends: the garbage collector has no more to do than before.
 
@@ -477,6 +482,8 @@ async def test_a_request_leaves_no_cyclic_garbage(path: str) -> None:
             raise_deliberately()
         if path == "/waits":
             await asyncio.sleep(0)
+        if path in failing:
+            await failing[path]()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         if path == "/streams":
             await send({"type": "http.response.body", "body": b"a", "more_body": True})
@@ -495,12 +502,62 @@ async def test_a_request_leaves_no_cyclic_garbage(path: str) -> None:
             await one(app)
         return gc.collect()
 
+    failing = {
+        "/task-fails": task_fails,
+        "/task-of-task-fails": task_of_task_fails,
+        "/thread-fails": thread_fails,
+    }
     measured = Loopscope(application)
     gc.disable()
     try:
         assert await garbage(measured) <= await garbage(application)
     finally:
         gc.enable()
+
+
+async def test_what_was_awaited_first_is_not_kept_for_the_whole_request() -> None:
+    """Once the application has let go of it, and the step that it woke is over, it is gone."""
+
+    async def observe(app: App) -> list[bool]:
+        await call(app)
+        return kept
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        kept.clear()
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        reference = weakref.ref(future)
+        loop.call_soon(future.set_result, None)
+        await future
+        del future
+        await asyncio.sleep(0)
+        kept.append(reference() is not None)
+        await respond(send)
+
+    kept: list[bool] = []
+    assert await same(application, observe) == [False]
+
+
+async def task_fails() -> None:
+    """What a task raises is caught by whoever waits for it."""
+
+    async def child() -> None:
+        await asyncio.sleep(0)
+        raise_deliberately()
+
+    with contextlib.suppress(LookupError):
+        await asyncio.create_task(child())
+
+
+async def task_of_task_fails() -> None:
+    """The same within a task."""
+    await asyncio.create_task(task_fails())
+
+
+async def thread_fails() -> None:
+    """The same with a thread."""
+    with contextlib.suppress(LookupError):
+        await asyncio.to_thread(raise_deliberately)
 
 
 def raise_deliberately() -> None:

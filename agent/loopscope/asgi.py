@@ -95,7 +95,9 @@ class Loopscope:
             except StopIteration as done:
                 result = done.value
             else:
-                result = await Steps(exchange, coroutine, waiting_for)
+                steps = Steps(exchange, coroutine, waiting_for)
+                waiting_for = None  # whatever it is, its time ends before ours
+                result = await steps
         except BaseException as error:
             exchange.finish(error)
             raise

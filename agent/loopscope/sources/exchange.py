@@ -209,7 +209,9 @@ class Steps:
         finally:
             self.loop_run = loop_run
             self.longest = longest
-            argument = None
+            # A failed task knows its error, that the app's frames, and these ours, once they have
+            # ended: with the task still in it, they would come full circle.
+            argument = waiting_for = None
             try:
                 CURRENT.reset(token)
                 claim = token.old_value
