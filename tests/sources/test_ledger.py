@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from contextvars import Context, copy_context
 from typing import Any
@@ -20,8 +20,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from loopscope import Loopscope
+from loopscope import Loopscope, watch_pool
 from loopscope.agent import stop_agent
+from loopscope.sources.chores import CHORES
 from loopscope.sources.ledger import current
 from tests.harness import Message, Server, call, http_scope, label_sets, published
 
@@ -670,6 +671,68 @@ async def test_after_stopping_a_busy_loop_is_left_alone() -> None:
         burn(0.01)
         await asyncio.sleep(0.001)
     assert not {"call_soon", "call_later"} & set(vars(loop))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_wait_that_a_callback_ends_lasts_until_then(fails: bool) -> None:
+    """And no shorter, though it began in a step of the request and ends in none; nor any longer."""
+
+    class Pool:
+        def loopscope_pool(self) -> dict[str, float]:
+            return {"capacity": 1}
+
+    async def endpoint(request: Request) -> Response:
+        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        acquiring = watched.acquiring()
+        acquired = acquiring.__enter__()
+        leave = acquiring.__exit__
+        if fails:
+            loop.call_later(3 * NAP, leave, TimeoutError, TimeoutError(), None)
+        else:
+            loop.call_later(3 * NAP, acquired.got)
+        await asyncio.sleep(4 * NAP)
+        leave(None, None, None)
+        return PlainTextResponse("done")
+
+    pool = Pool()
+    watched = watch_pool("licences", pool)
+    await call(service(endpoint))
+    watched.unwatch()
+    seconds = phases()
+    assert seconds["pool_wait"] > 2 * seconds["await_other"] > NAP
+
+
+@pytest.mark.usefixtures("a_chore")
+async def test_a_chore_that_waits_for_a_pool_waits_for_it() -> None:
+    """Also where tasks begin eagerly, and so its wait in a step of the request."""
+    semaphore = asyncio.Semaphore(1)
+    watched = watch_pool("tokens", semaphore)
+
+    async def endpoint(request: Request) -> Response:
+        await asyncio.sleep(0)
+        await semaphore.acquire()
+        asyncio.get_running_loop().call_later(NAP, semaphore.release)
+        await asyncio.shield(tidy_up(semaphore))
+        return PlainTextResponse("done")
+
+    await call(service(endpoint))
+    watched.unwatch()
+    assert phases()["pool_wait"] > 0.5 * NAP
+
+
+async def tidy_up(semaphore: asyncio.Semaphore) -> None:
+    """Waits in a pool, and for a little while more."""
+    async with semaphore:
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def a_chore() -> Iterator[None]:
+    """While ``tidy_up`` is one."""
+    CHORES.append(tidy_up.__code__)
+    yield
+    CHORES.remove(tidy_up.__code__)
 
 
 async def test_callbacks_may_be_anything_that_can_be_called() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loopscope.core.leak import Reason
 from loopscope.core.phases import NOWHERE, POOL_WAIT, Gaps, Stay
@@ -115,9 +115,13 @@ class Use:
         self.began = now = meter.now()
         gaps = self._gaps
         if gaps is not None:
-            self._gaps = None
-            gaps.inside[POOL_WAIT] -= 1  # as ``leave`` does
-            gaps.under_way -= 1
+            owner: Any = self.exchange  # let go of by none that waits
+            if owner.step_started > owner.suspended:
+                self._gaps = None
+                gaps.inside[POOL_WAIT] -= 1  # as ``leave`` does
+                gaps.under_way -= 1
+            else:
+                self._leave(now)
         elif self._stay is not None:
             self._leave(now)
         waits = meter.waits
@@ -200,10 +204,20 @@ class Use:
         return not exchange.is_under_way()
 
     def _leave(self, now: float) -> None:
-        """Leave the phase it is in, if any: it waits no more."""
-        if self._gaps is not None:
-            self._gaps.leave(POOL_WAIT)
+        """Leave the phase it is in, if any: it waits no more.
+
+        What was asked for in a step may be had in none: in a callback, or in a chore that was
+        started eagerly. The gap that this is in has to learn of the moment.
+        """
+        gaps, owner = self._gaps, self.exchange
+        if gaps is not None:
             self._gaps = None
+            if owner is not None and owner.step_started > owner.suspended:
+                gaps.leave(POOL_WAIT)
+            else:
+                stay = Stay(gaps)
+                stay.phase = POOL_WAIT
+                stay.move(NOWHERE, now)
         elif self._stay is not None:
             self._stay.move(NOWHERE, now)
             self._stay = None
