@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import re
 import sys
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -353,6 +354,33 @@ async def test_the_task_is_the_callers() -> None:
         return await app(http_scope(), Server().receive, Server().send) is asyncio.current_task()
 
     assert await same(app, observe) is True
+
+
+async def test_tasks_are_called_what_they_would_be_called() -> None:
+    """As without the agent: by number where nobody gave them a name, however they were made."""
+    names: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        loop = asyncio.get_running_loop()
+        context = contextvars.copy_context()
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                asyncio.create_task(asyncio.sleep(0)),
+                asyncio.create_task(asyncio.sleep(0), context=context),
+                loop.create_task(asyncio.sleep(0)),
+                asyncio.ensure_future(asyncio.sleep(0)),
+                group.create_task(asyncio.sleep(0)),
+            ]
+            named = asyncio.create_task(asyncio.sleep(0), name="named")
+            await asyncio.gather(*tasks, named)
+        names.extend(re.sub(r"\d+", "N", task.get_name()) for task in (*tasks, named))
+        await PlainTextResponse("done")(scope, receive, send)
+
+    await call(app)
+    bare, names[:] = list(names), []
+    await call(Loopscope(app))
+    assert names == bare
+    assert names[-1] == "named"
 
 
 async def test_back_pressure_holds_the_stream_back() -> None:

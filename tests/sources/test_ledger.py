@@ -626,7 +626,13 @@ async def test_stopping_leaves_the_loop_as_it_was() -> None:
     stop_agent()
     after = (dict(vars(loop)), loop.get_task_factory())
     changed = {name for name in after[0] if after[0][name] is not before[0].get(name)}
-    assert not changed & {"call_soon", "call_later", "set_task_factory", "get_task_factory"}
+    assert not changed & {
+        "call_soon",
+        "call_later",
+        "create_task",
+        "set_task_factory",
+        "get_task_factory",
+    }
     assert after[1] is before[1]
 
 

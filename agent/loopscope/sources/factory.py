@@ -9,6 +9,10 @@ An eager factory is the exception: ``get_task_factory`` answers with another one
 same tasks. For anyio, when it finds an eager factory, takes the type of task out of it and makes
 its tasks without asking the loop (they must not start eagerly), and Starlette's BaseHTTPMiddleware
 runs whole applications in such tasks.
+
+Some versions of asyncio (Python 3.13.0, for one) give every task that a factory has made the name
+it was asked for, be that None: with a factory of ours, unnamed tasks would all be called "None".
+There the loop's ``create_task`` is ours as well, for tasks without a name.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ Factory = Callable[..., Any]
 _Task: Factory = asyncio.Task
 _SET = "set_task_factory"
 _GET = "get_task_factory"
+_CREATE = "create_task"
 
 
 class FactorySource:
@@ -112,7 +117,8 @@ class TaskFactory:
         self._before: dict[str, Any] = {}  # somebody else's attributes of that very loop
         self._loop = loop
         self._set = loop.set_task_factory
-        self._get = loop.get_task_factory
+        self._get: Callable[[], Any] = loop.get_task_factory
+        self._create = loop.create_task
 
     def install(self) -> None:
         """Take the factory's place. Raises TypeError for a loop without room for that."""
@@ -122,11 +128,13 @@ class TaskFactory:
         self._set(self.make)
         attributes[_SET] = self.set
         attributes[_GET] = self.get
+        if _CREATE not in attributes and _names_what_has_no_name(self._loop):
+            attributes[_CREATE] = self.create
 
     def remove(self) -> None:
         """Leave the loop as the service has set it, and to whoever came after us what is theirs."""
         attributes = vars(self._loop)
-        for name, ours in ((_SET, self.set), (_GET, self.get)):
+        for name, ours in ((_SET, self.set), (_GET, self.get), (_CREATE, self.create)):
             if attributes.get(name) == ours:
                 del attributes[name]
                 if name in self._before:
@@ -145,6 +153,16 @@ class TaskFactory:
     def get(self) -> Factory | None:
         """``loop.get_task_factory``."""
         return self._shown
+
+    def create(self, coroutine: Any, *, name: Any = None, context: Context | None = None) -> Any:
+        """``loop.create_task`` of a loop that would call a task without a name "None"."""
+        if name is not None or self._inner is not None or self._get() != self.make:
+            return self._create(coroutine, name=name, context=context)
+        loop: Any = self._loop
+        loop._check_closed()  # noqa: SLF001
+        if context is None:
+            return self.make(loop, coroutine)
+        return self.make(loop, coroutine, context=context)
 
     def make(self, loop: Loop, coroutine: Any, /, **options: Any) -> Any:
         """A task of ``coroutine``, for ``loop.create_task``."""
@@ -202,6 +220,30 @@ def _made_eagerly(factory: Any) -> Factory | None:
         return None
     make: Factory = factory.__closure__[0].cell_contents
     return make
+
+
+class _Anybody:
+    """A loop, its factory and its task, to see what a loop does with the name of a task."""
+
+    name: object = ""
+
+    def _check_closed(self) -> None: ...
+
+    def _task_factory(self, *_: object) -> _Anybody:
+        return self
+
+    def set_name(self, name: object) -> None:
+        self.name = name
+
+
+def _names_what_has_no_name(loop: Loop) -> bool:
+    """Whether a task made by a factory gets the name None where it was to get none."""
+    create: Any = asyncio.BaseEventLoop.create_task
+    if getattr(type(loop), _CREATE) is not create:
+        return False
+    anybody = _Anybody()
+    create(anybody, None)
+    return anybody.name is None
 
 
 def _factory_of(loop: Loop) -> TaskFactory | None:
