@@ -11,7 +11,6 @@ The object holds configuration only; every request gets a small object of its ow
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from threading import get_ident
 from types import CoroutineType
@@ -21,6 +20,7 @@ from loopscope.admin.listener import AdminListener
 from loopscope.agent import Agent, Front, Recorders, join_agent
 from loopscope.core.faults import Faults
 from loopscope.core.routes import RouteResolver
+from loopscope.core.running import running_loop
 from loopscope.sentinel.keeper import Keeper
 from loopscope.settings import SettingsKeywords, resolve_for_service
 from loopscope.sources.exchange import (
@@ -144,17 +144,15 @@ class Loopscope:
 
     def _can_observe(self) -> bool:
         """Whether the loop that runs is asyncio's, or like it; says so once where it is not."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            if not self._has_declined:
-                self._has_declined = True
-                logger.warning(
-                    "loopscope: only event loops of asyncio and uvloop are observed, and this one "
-                    "is neither: nothing that it runs is measured"
-                )
-            return False
-        return True
+        if running_loop() is not None:
+            return True
+        if not self._has_declined:
+            self._has_declined = True
+            logger.warning(
+                "loopscope: only event loops of asyncio and uvloop are observed, and this one "
+                "is neither: nothing that it runs is measured"
+            )
+        return False
 
     def _find_lane(self, recorders: Recorders) -> Lane:
         """Make the lane of this thread the one that requests take without asking."""

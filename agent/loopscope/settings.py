@@ -7,7 +7,6 @@ a variable that is empty is not set.
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import logging
 import os
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field, fields
 from math import inf
 from pathlib import Path
 from typing import Any, TypedDict, cast
+
+from loopscope.core.running import running_loop
 
 logger = logging.getLogger("loopscope")
 
@@ -328,19 +329,10 @@ def resolve_for_service(keywords: Mapping[str, object]) -> Settings:
     try:
         return resolve(keywords)
     except SettingsError as error:
-        if not _has_begun():
+        if running_loop() is None:
             raise
         logger.error("loopscope: nothing is measured: %s", error)
         return resolve({**keywords, "enabled": False}, {})
-
-
-def _has_begun() -> bool:
-    """Whether an event loop runs here: the service's, or the server's that imports it."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def explain(settings: Settings) -> list[Explained]:

@@ -22,6 +22,7 @@ from typing import Any, Final
 from weakref import WeakSet, ref
 
 from loopscope.core.budget import OVERFLOW
+from loopscope.core.running import running_loop
 from loopscope.sources.pools.book import PoolBook
 from loopscope.sources.pools.meter import Level, Meter
 
@@ -138,7 +139,7 @@ class ThreadPools:
             return "default executor"
         if prefix and not _UNNAMED.fullmatch(prefix):
             return self._names.bounded(prefix)
-        if getattr(_running_loop(), "_default_executor", None) is executor:
+        if getattr(running_loop(), "_default_executor", None) is executor:
             return "default executor"
         return self._names.by_line("executor")
 
@@ -170,13 +171,6 @@ class ThreadPools:
         if isinf(total):
             return Level(in_use=in_use)
         return Level(capacity=total, in_use=in_use, idle=max(0, total - in_use))
-
-
-def _running_loop() -> object:
-    try:
-        return get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _runs_here(executor: object) -> bool:
