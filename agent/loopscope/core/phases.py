@@ -49,9 +49,10 @@ class Stay:
 
     awaited: object
 
-    def __init__(self, gaps: Gaps) -> None:
+    def __init__(self, gaps: Gaps, phase: int = NOWHERE) -> None:
         self._gaps = gaps
-        self.phase = NOWHERE
+        self.phase = phase
+        """Where it is; for what has been there before, and was counted then, not ``NOWHERE``."""
         self.awaited = None
 
     def move(self, phase: int, at: float) -> None:

@@ -182,11 +182,11 @@ class PoolBook:
         waits, uses, events = self.waits, self.uses, self.events
         for _ in range(min(len(waits), at_most)):
             use = waits.popleft()
-            route = routes[use.exchange or use.route]
+            route = routes[use.owner]
             alike[use.meter, "wait", route].append(use.began - use.asked)
         for _ in range(min(len(uses), at_most)):
             use = uses.popleft()
-            route = routes[use.exchange or use.route]
+            route = routes[use.owner]
             alike[use.meter, "use", route].append(use.ended - use.began)
         for _ in range(min(len(events), at_most)):
             meter, kind, seconds, owner, place = events.popleft()

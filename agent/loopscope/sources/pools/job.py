@@ -48,11 +48,7 @@ class Job(Use):
         """A thread or process has taken it up."""
         meter = self.meter
         self.began = now = meter.now()
-        events = meter.events
-        if len(events) < meter.most_events:
-            events.append((meter, "wait", now - self.asked, self.exchange or self.route, None))
-        else:
-            meter.book.lost += 1
+        meter.over("wait", now - self.asked, self.owner)
         if self._changes is not None:
             self._changes.append((now, THREAD_WAIT, THREAD_RUN, self))
 
@@ -84,11 +80,7 @@ class Job(Use):
         meter = self.meter
         if self in meter.live:
             meter.live.discard(self)
-            events = meter.events
-            if len(events) < meter.most_events:
-                events.append((meter, "use", now - self.began, self.exchange or self.route, None))
-            else:
-                meter.book.lost += 1
+            meter.over("use", now - self.began, self.owner)
 
     def _leave(self, now: float) -> None:
         changes, self._changes = self._changes, None

@@ -71,7 +71,7 @@ class Use:
             if gaps is not None:
                 gaps.inside[POOL_WAIT] += 1  # as ``enter`` does
                 gaps.under_way += 1
-            else:  # in a thread of its own
+            else:  # in a thread of its own, or in no step
                 self._stay = stay = exchange.stay()
                 if stay is not None:
                     stay.move(POOL_WAIT, now)
@@ -215,9 +215,7 @@ class Use:
             if owner is not None and owner.step_started > owner.suspended:
                 gaps.leave(POOL_WAIT)
             else:
-                stay = Stay(gaps)
-                stay.phase = POOL_WAIT
-                stay.move(NOWHERE, now)
+                Stay(gaps, POOL_WAIT).move(NOWHERE, now)
         elif self._stay is not None:
             self._stay.move(NOWHERE, now)
             self._stay = None
